@@ -1,0 +1,8 @@
+"""compleak-llm: what the compressed versions of a language model give away about its training data."""
+
+from auditor.audit import audit
+from auditor.config import AuditConfig
+from auditor.results import AuditResult
+
+__all__ = ["AuditConfig", "AuditResult", "audit"]
+__version__ = "0.1.0"

@@ -1,0 +1,50 @@
+"""Attacks: from scores to one signal per record, larger = more likely a member.
+
+`ATTACKS` is the only registry. A new attack is one function `(Scores) -> float64 array of shape
+(n,)` and one line here; the command line, the results and the test matrix find it by themselves.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from auditor.scoring.scores import Float64, Scores
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack.
+
+    Attributes:
+        function: "module:name" of `(Scores) -> float64 (n,)`.
+        source: Where it was published.
+        needs_reference: Whether `Scores.reference` must be there.
+        needs_same_tokens: Whether that reference must have scored the very same tokens.
+        setting: What the attacker holds (NR, SR, MR).
+    """
+
+    function: str
+    source: str
+    needs_reference: bool = False
+    needs_same_tokens: bool = False
+    setting: Literal["NR", "SR", "MR"] = "NR"
+
+    def load(self) -> "Callable[[Scores], Float64]":
+        """The function itself."""
+        module, _, name = self.function.partition(":")
+        function: Callable[[Scores], Float64] = getattr(import_module(module), name)
+        return function
+
+
+ATTACKS: dict[str, Attack] = {
+    "loss": Attack("auditor.attacks.single:loss", "Yeom 2018"),
+    "zlib": Attack("auditor.attacks.single:zlib", "Carlini 2021"),
+    "min-k": Attack("auditor.attacks.single:min_k", "Shi 2024"),
+    "min-k-plus-plus": Attack("auditor.attacks.single:min_k_plus_plus", "Zhang 2024"),
+    "ref": Attack("auditor.attacks.single:ref", "Carlini 2021", needs_reference=True),
+    "ez": Attack(
+        "auditor.attacks.single:ez", "EZ-MIA 2026", needs_reference=True, needs_same_tokens=True
+    ),
+}

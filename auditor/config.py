@@ -1,0 +1,257 @@
+"""AuditConfig: every option of an audit, once.
+
+The fields below are the only definition of each option and of its default. The command line
+(cyclopts reads this model), the YAML recipe (its keys are these names) and Python
+(`AuditConfig(...)`) all come from here. cyclopts was chosen over pydantic-settings because it
+makes flags, groups, both spellings (`--output-path`, `--output_path`) and "did you mean" from
+the model itself and starts in a tenth of a second; pydantic-settings reads environment variables
+well, which nobody asked for, and its command line is its younger part.
+
+Nothing heavy is imported here: `compleak-llm --help` must answer at once.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from auditor.compress import VariantSpec, parse_variants
+from auditor.errors import ConfigError, unknown
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+MODEL_ARGS = ("revision", "subfolder", "dtype", "attn_implementation", "max_length", "tokenizer")
+
+
+class Frozen(BaseModel):
+    """Base of the configuration: immutable, and a key that is not known is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Frozen):
+    """Where records come from: a file, or a data set in the words of `datasets.load_dataset`.
+
+    As a flag or in a recipe it is one string, `PATH[,name=...][,split=...][,revision=...]`.
+    """
+
+    path: str = Field(min_length=1)
+    name: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        keys = ((key, getattr(self, key)) for key in ("name", "split", "revision"))
+        return ",".join([self.path, *(f"{key}={value}" for key, value in keys if value)])
+
+
+def key_values(text: str, *, known: tuple[str, ...], kind: str) -> dict[str, str]:
+    """Parse `key=value,key=value`; an unknown key is an error that names the nearest.
+
+    Raises:
+        ConfigError: A part has no `=`, or its key is not in `known`.
+    """
+    values: dict[str, str] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"{kind} must be key=value pairs with commas between", seen=part)
+        if key not in known:
+            raise unknown(f"key of {kind}", key, known)
+        values[key] = value
+    return values
+
+
+def parse_source(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever was given
+    """Turn the string form of a `Source` into its fields."""
+    if not isinstance(value, str):
+        return value
+    path, _, rest = value.partition(",")
+    return {
+        "path": path,
+        **key_values(rest, known=("name", "split", "revision"), kind="a data source"),
+    }
+
+
+def parse_model_args(value: Any) -> Any:  # noqa: ANN401
+    """Turn `key=value,...` into a mapping and check its keys."""
+    if isinstance(value, str):
+        return key_values(value, known=MODEL_ARGS, kind="--model-args")
+    if isinstance(value, dict):
+        for key in value:
+            if key not in MODEL_ARGS:
+                raise unknown("key of --model-args", str(key), MODEL_ARGS)
+        return {str(key): str(item) for key, item in value.items()}
+    return value
+
+
+def split_names(value: Any) -> Any:  # noqa: ANN401
+    """Accept `a,b`, ["a", "b"] and ["a,b", "c"] for a tuple of names."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple(
+        part.strip() if isinstance(part, str) else part
+        for item in value
+        for part in (item.split(",") if isinstance(item, str) else [item])
+        if not isinstance(part, str) or part.strip()
+    )
+
+
+def split_variants(value: Any) -> Any:  # noqa: ANN401
+    """Check the variants and give back their canonical short spelling, the original first."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        return value
+    specs = parse_variants([str(item) for item in value])
+    labels = dict.fromkeys(["original", *(spec.label for spec in specs)])
+    return tuple(labels)
+
+
+SourceField = Annotated[Source, BeforeValidator(parse_source)]
+
+
+class AuditConfig(Frozen):
+    """One audit. Two equal configurations on one machine give the same `audit.json` but for times."""
+
+    model: str = Field(
+        description="The checkpoint to audit: a folder in the Hugging Face format, or a model id. "
+        "(In lm-evaluation-harness --model is a backend; here it is the checkpoint.)",
+        min_length=1,
+    )
+    model_args: Annotated[dict[str, str], BeforeValidator(parse_model_args)] = Field(
+        default_factory=dict,
+        description=f"key=value,...; keys: {', '.join(MODEL_ARGS)}.",
+    )
+    members: SourceField | None = Field(
+        None,
+        description="Records that the model was trained on: a .jsonl, .json, .csv or .parquet "
+        "file, or a data set as PATH[,name=..][,split=..][,revision=..].",
+    )
+    nonmembers: SourceField | None = Field(
+        None, description="Records of the same kind that the model never saw; spelled as --members."
+    )
+    data: SourceField | None = Field(
+        None, description="One source for both sides, told apart by --label-column."
+    )
+    label_column: str = Field("label", description="Column of --data: 1 or true is a member.")
+    text_column: str = Field("text", description="Column that holds the text of a record.")
+    messages_column: str = Field(
+        "messages",
+        description="Column that holds a conversation; used where there is no text column.",
+    )
+    prompt_column: str = Field("prompt", description="Column of the prompt, which is not scored.")
+    completion_column: str = Field("completion", description="Column of the scored completion.")
+    reference: str | None = Field(
+        None,
+        description="A checkpoint that saw none of the members, such as the base of a fine-tune; "
+        "adds the attacks ref and ez.",
+    )
+    variants: Annotated[tuple[str, ...], BeforeValidator(split_variants)] = Field(
+        ("original",),
+        description="Compressed versions, name[:key=value,...] with commas between; "
+        "`compleak-llm list variants` shows them. The original is always among them.",
+    )
+    attacks: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
+        (), description="Attacks by id with commas between; all that apply when left out."
+    )
+    primary: str | None = Field(
+        None,
+        description="The attack that is named before the run for the headline; "
+        "min-k-plus-plus, or ez with a reference, when left out.",
+    )
+    fpr: Annotated[tuple[float, ...], BeforeValidator(split_names)] = Field(
+        (0.001, 0.01, 0.05), description="False positive rates at which the TPR is reported."
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Level of every interval.")
+    bootstrap: int = Field(2000, ge=100, le=100_000, description="Bootstrap draws per interval.")
+    limit: int | None = Field(None, ge=1, description="Take the first N records of each side.")
+    min_records: int = Field(
+        50, ge=2, description="Fewest records a side that an audit is allowed to speak about."
+    )
+    allow_overlap: bool = Field(
+        False, description="Drop records that stand on both sides instead of stopping."
+    )
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        description="Cut records to this many tokens; the model's context when left out.",
+    )
+    batch_size: Annotated[
+        int | Literal["auto"],
+        BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdigit() else v),
+    ] = Field(
+        "auto",
+        description="Records per batch, or auto: as many as fit a token budget, "
+        "halved whenever memory runs out.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
+    output_path: str = Field("runs/audit", description="Folder for the results.", min_length=1)
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the checkpoint."
+    )
+    allow_pickle: bool = Field(
+        False, description="Read weights that are only there as pickle (torch.load, weights_only)."
+    )
+    include_text: bool = Field(False, description="Let the text of records into the output folder.")
+
+    @field_validator("batch_size")
+    @classmethod
+    def _batch_size_is_positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be 'auto' or at least 1")
+        return value
+
+    @field_validator("fpr")
+    @classmethod
+    def _rates_are_rates(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or any(not 0 < rate < 1 for rate in value):
+            raise ValueError("every false positive rate must lie between 0 and 1")
+        return tuple(sorted(set(value)))
+
+    @field_validator("attacks")
+    @classmethod
+    def _attacks_exist(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from auditor.attacks import ATTACKS
+
+        for name in value:
+            if name not in ATTACKS:
+                raise unknown("attack", name, ATTACKS)
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _one_way_of_giving_records(self) -> "AuditConfig":
+        pair = self.members is not None and self.nonmembers is not None
+        either = self.members is not None or self.nonmembers is not None
+        if (self.data is None and not pair) or (self.data is not None and either):
+            given = [n for n in ("members", "nonmembers", "data") if getattr(self, n) is not None]
+            raise ConfigError(
+                "records must come from --members and --nonmembers together, or from --data alone",
+                seen=", ".join(f"--{name}" for name in given) or "none of them",
+                fix="for example: --members members.jsonl --nonmembers nonmembers.jsonl",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _primary_is_possible(self) -> "AuditConfig":
+        from auditor.attacks import ATTACKS
+
+        if self.primary is None:
+            return self
+        if self.primary not in ATTACKS:
+            raise unknown("attack", self.primary, ATTACKS)
+        if self.attacks and self.primary not in self.attacks:
+            raise ConfigError(
+                "the primary attack must be among the attacks that are run",
+                seen=f"--primary {self.primary} with --attacks {','.join(self.attacks)}",
+            )
+        return self
+
+    @property
+    def variant_specs(self) -> tuple[VariantSpec, ...]:
+        """The variants, parsed, the original first."""
+        return parse_variants(list(self.variants))

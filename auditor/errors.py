@@ -1,0 +1,91 @@
+"""The errors that a user can meet, each with what must hold, what was seen and what to do.
+
+    CompleakError                exit code 2
+    ├── ConfigError              a flag, a recipe key or a value is wrong
+    ├── RecordsError             the records cannot be read or cannot be audited
+    ├── ModelError               the checkpoint cannot be used
+    ├── VariantError             a variant cannot be made here
+    │   └── BrokenVariantError   a variant was made, and its numbers are not numbers
+    ├── StoreError               the output folder cannot be written, or holds something else
+    └── GateClosed               exit code 3: the audit ran, and a bound was broken
+
+Everything that is the user's to mend is one of these and is shown without a traceback; anything
+else is a defect of this program and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CompleakError(Exception):
+    """Base of all errors that are shown to a user.
+
+    Args:
+        must: What must hold, as one sentence.
+        seen: What was seen instead.
+        fix: What to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, must: str, *, seen: str = "", fix: str = "") -> None:
+        self.must = must
+        self.seen = seen
+        self.fix = fix
+        super().__init__(must)
+
+    def __str__(self) -> str:
+        lines = [self.must]
+        if self.seen:
+            lines.append(f"  seen: {self.seen}")
+        if self.fix:
+            lines.append(f"  do:   {self.fix}")
+        return "\n".join(lines)
+
+
+class ConfigError(CompleakError):
+    """A flag, a recipe key or a value is wrong."""
+
+
+class RecordsError(CompleakError):
+    """The records cannot be read, or cannot be audited as they are."""
+
+
+class ModelError(CompleakError):
+    """The checkpoint cannot be used as it is."""
+
+
+class VariantError(CompleakError):
+    """A variant cannot be made on this machine from this model."""
+
+
+class BrokenVariantError(VariantError):
+    """A variant was made and its numbers are not numbers; the audit goes on without it."""
+
+
+class StoreError(CompleakError):
+    """The output folder cannot be written, or holds something else."""
+
+
+class GateClosed(CompleakError):  # noqa: N818 - it is an outcome and not a failure
+    """The audit ran to its end, and a bound set by the user was broken."""
+
+    exit_code = 3
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not known, with the nearest that is.
+
+    Args:
+        kind: What the name stands for, such as "variant" or "attack".
+        given: The name as the user wrote it.
+        known: All names that would have been right.
+    """
+    names = sorted(known)
+    near = get_close_matches(given, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return ConfigError(
+        f"a {kind} must be one of those that exist",
+        seen=f"unknown {kind} {given!r}",
+        fix=f"{hint}available: {', '.join(names)}",
+    )

@@ -1,0 +1,196 @@
+"""The schema of `audit.json`, version 1.
+
+Each field says what it holds; `compleak-llm schema` prints the JSON Schema. A figure that cannot be
+given is null and says why in `absent`: an absent figure must be told from a zero.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from auditor.compress.receipt import Receipt
+
+SCHEMA_VERSION = "1"
+
+
+class Result(BaseModel):
+    """Base of everything in `audit.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Estimate(Result):
+    """A figure with its interval and the counts behind it."""
+
+    value: float | None = Field(description="The figure, or null where it is absent.")
+    low: float | None = Field(None, description="Lower end of the interval.")
+    high: float | None = Field(None, description="Upper end of the interval.")
+    n_members: int = Field(description="Members behind the figure.")
+    n_nonmembers: int = Field(description="Nonmembers behind the figure.")
+    method: str = Field(description="How the interval was made.")
+    absent: str | None = Field(None, description="Why there is no figure.")
+
+
+class AttackResult(Result):
+    """What one attack finds on one variant."""
+
+    auc: Estimate = Field(description="Area under the ROC curve.")
+    tpr_at_fpr: dict[str, Estimate] = Field(
+        description="True positive rate at each false positive rate, keyed by the rate as '0.01'."
+    )
+    balanced_accuracy: Estimate = Field(
+        description="Mean of TPR and TNR at a threshold chosen on the other half of the records."
+    )
+
+
+class Comparison(Result):
+    """One variant against the original, on the same records."""
+
+    variant: str = Field(description="The variant.")
+    attack: str = Field(description="The attack.")
+    metric: str = Field(description="'auc' or 'tpr@0.01' and the like.")
+    difference: Estimate = Field(description="Variant minus original.")
+    p_value: float | None = Field(description="Two-sided, of no difference; null where absent.")
+    p_adjusted: float | None = Field(description="After Holm, over the family.")
+    family: Literal["primary", "secondary"] = Field(
+        description="primary: the one comparison per variant named before the run."
+    )
+
+
+class VariantResult(Result):
+    """One version of the model."""
+
+    variant: str = Field(description="Its name in tables: options that differ from the defaults.")
+    canonical: str = Field(description="Its name with all options.")
+    status: Literal["ok", "broken", "failed"] = Field(
+        description="ok; broken: made, but its scores are not finite; failed: could not be made."
+    )
+    reason: str | None = Field(None, description="Why it is broken or failed.")
+    receipt: Receipt | None = Field(None, description="What was really changed.")
+    perplexity: float | None = Field(
+        None, description="exp of the mean of -log p over all scored tokens of the nonmembers."
+    )
+    attacks: dict[str, AttackResult] = Field(default_factory=dict, description="By attack id.")
+
+
+class LengthSummary(Result):
+    """Tokens per record on one side."""
+
+    mean: float = Field(description="Mean.")
+    median: float = Field(description="Median.")
+    low: int = Field(description="Shortest.")
+    high: int = Field(description="Longest.")
+
+
+class Side(Result):
+    """What was found on one side."""
+
+    n_read: int = Field(description="Rows read.")
+    n_audited: int = Field(description="Records that were scored.")
+    n_duplicates: int = Field(description="Later copies of a record on the same side; left out.")
+    n_empty: int = Field(description="Records without text; left out.")
+    n_too_short: int = Field(description="Records with nothing to predict; left out.")
+    n_overlap: int = Field(description="Records that stand on the other side too; left out.")
+    n_near_duplicates: int = Field(
+        description="Records that share at least half of their 13-grams of words with the other side."
+    )
+    n_truncated: int = Field(description="Records cut to the context.")
+    left_out_ids: list[str] = Field(
+        description="Ids of the records left out for being too short or empty (first 100)."
+    )
+    tokens: LengthSummary | None = Field(description="Tokens per audited record.")
+
+
+class RecordsSummary(Result):
+    """The records of the audit."""
+
+    members: Side = Field(description="Records that the model was trained on.")
+    nonmembers: Side = Field(description="Records that it never saw.")
+    sha256: str = Field(description="Over the ids and sides, in order, hex.")
+    length_auc: float | None = Field(
+        description="AUC of the record's length as a signal, 0.5 where the sides are alike."
+    )
+
+
+class Warned(Result):
+    """Something that the reader must know before the figures."""
+
+    code: str = Field(description="A short name that does not change.")
+    message: str = Field(description="One or two sentences.")
+    severity: Literal["info", "warning", "severe"] = Field(description="How much it weighs.")
+
+
+class BlindBaseline(Result):
+    """A classifier that never sees the model: can the lists alone be told apart?"""
+
+    auc: Estimate = Field(description="Out-of-fold AUC.")
+    tpr_at_fpr: dict[str, Estimate] = Field(description="As for an attack.")
+    n_features: int = Field(description="Columns of the hashed features.")
+    told_apart: bool = Field(
+        description="Whether the interval of the AUC lies above 0.5: the audit then measures the "
+        "lists as well as the model."
+    )
+
+
+class ModelIdentity(Result):
+    """Which model it was."""
+
+    name: str = Field(description="As given.")
+    model_type: str = Field(description="Architecture family in transformers' words.")
+    sha256: str = Field(description="Over weights and configuration, hex.")
+    tokenizer_sha256: str = Field(description="Over the tokenizer, hex.")
+    n_parameters: int | None = Field(None, description="Parameters, tied ones counted once.")
+    context_tokens: int = Field(description="Tokens that it takes at most.")
+    dtype: str = Field(description="Precision of the pass.")
+
+
+class Timing(Result):
+    """Seconds and counts of one model's way through the audit."""
+
+    variant: str = Field(description="The variant, or 'reference'.")
+    load_s: float = Field(description="Loading and compressing.")
+    forward_s: float = Field(description="Inside the model and the token statistics.")
+    rest_s: float = Field(description="Reading, tokenizing, writing.")
+    n_forward_records: int = Field(description="Records that went through the model in this run.")
+    n_forward_passes: int = Field(description="Batches that went through the model in this run.")
+    n_tokens: int = Field(description="Tokens of those records, padding not counted.")
+    peak_bytes: int = Field(description="Peak memory of the process by then.")
+
+
+class Timings(Result):
+    """Where the time of this run went; the only part that differs between equal runs."""
+
+    started_at: str = Field(description="UTC, ISO 8601.")
+    total_s: float = Field(description="The whole audit.")
+    records_s: float = Field(description="Reading and checking the records.")
+    blind_s: float = Field(description="The blind baseline.")
+    statistics_s: float = Field(description="Attacks, intervals and tests.")
+    variants: list[Timing] = Field(description="One for each model.")
+
+
+class AuditResult(Result):
+    """Everything that one audit found."""
+
+    schema_version: Literal["1"] = Field("1", description="Version of this schema.")
+    config: dict[str, Any] = Field(description="The configuration, every option.")
+    versions: dict[str, str] = Field(description="Python and libraries.")
+    environment: dict[str, Any] = Field(description="Processor, device, threads.")
+    model: ModelIdentity = Field(description="The audited model.")
+    reference: ModelIdentity | None = Field(None, description="The reference model.")
+    records: RecordsSummary = Field(description="The records.")
+    warnings: list[Warned] = Field(description="What to know before the figures, worst first.")
+    blind: BlindBaseline | None = Field(description="The baseline that never sees the model.")
+    primary_attack: str = Field(description="The attack named before the run.")
+    attacks: list[str] = Field(description="Attacks that were run.")
+    attacks_left_out: dict[str, str] = Field(description="Attacks that were not, with the reason.")
+    confidence: float = Field(description="Level of every interval.")
+    variants: list[VariantResult] = Field(description="The original first.")
+    comparisons: list[Comparison] = Field(description="Each variant against the original.")
+    timings: Timings = Field(description="Where the time went.")
+
+    def variant(self, name: str) -> VariantResult:
+        """The result of one variant by its name; `KeyError` where there is none."""
+        for result in self.variants:
+            if name in (result.variant, result.canonical):
+                return result
+        raise KeyError(name)

@@ -1,0 +1,1 @@
+"""Statistics: ROC figures with intervals, and paired tests. NumPy and SciPy only."""

@@ -112,7 +112,7 @@ SourceField = Annotated[Source, BeforeValidator(parse_source)]
 
 
 class AuditConfig(Frozen):
-    """One audit. Two equal configurations on one machine give the same `audit.json` but for times."""
+    """One audit. Equal configurations on one machine give equal `audit.json`, but for times."""
 
     model: str = Field(
         description="The checkpoint to audit: a folder in the Hugging Face format, or a model id. "

@@ -92,7 +92,7 @@ class Side(Result):
     n_too_short: int = Field(description="Records with nothing to predict; left out.")
     n_overlap: int = Field(description="Records that stand on the other side too; left out.")
     n_near_duplicates: int = Field(
-        description="Records that share at least half of their 13-grams of words with the other side."
+        description="Records that share half of their word 13-grams or more with the other side."
     )
     n_truncated: int = Field(description="Records cut to the context.")
     left_out_ids: list[str] = Field(

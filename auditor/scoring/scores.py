@@ -22,7 +22,8 @@ class Scores:
     """Token statistics of n records under one model, T tokens in all.
 
     Attributes:
-        offsets: int64, shape (n + 1,), first 0, last T; every record has at least one token.
+        offsets: int64, shape (n + 1,), first 0, last T. Every record has a token; only a reference
+            with another tokenizer may see nothing to predict.
         logp: float32, shape (T,): l_t = log p(x_t), in nats.
         mu: float32, shape (T,): sum over the vocabulary of p log p (minus the entropy), in nats.
         sigma: float32, shape (T,): standard deviation of log p under p, in nats.
@@ -59,7 +60,10 @@ class Scores:
 
     def sums(self, values: npt.NDArray[np.floating | np.bool_]) -> Float64:
         """Sum of a per-token array over each record, float64, shape (n,)."""
-        return np.add.reduceat(values, self.offsets[:-1], dtype=np.float64)
+        # reduceat gives the next value where a segment is empty, and wants every start in range.
+        padded = np.append(values, values.dtype.type(0))
+        totals: Float64 = np.add.reduceat(padded, self.offsets[:-1], dtype=np.float64)
+        return np.where(self.n_tokens > 0, totals, 0.0)
 
     def take(self, order: Sequence[int] | Int64) -> "Scores":
         """The records named by `order`, in that order, with their reference."""

@@ -1,0 +1,142 @@
+"""What this run stands on: versions, processor, device, precision, memory."""
+
+import os
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from auditor.config import DTYPES, AuditConfig
+from auditor.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+    from auditor.compress.checkpoint import Placement
+
+PACKAGES = (
+    "compleak-llm",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "peft",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pyarrow",
+)
+
+
+def installed(name: str) -> str | None:
+    """Version of an installed distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Python and the libraries that figures depend on."""
+    found = {name: installed(name) for name in PACKAGES}
+    return {
+        "python": platform.python_version(),
+        **{name: number for name, number in found.items() if number},
+    }
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def environment(placement: "Placement", world: int) -> dict[str, Any]:
+    """Processor, device, threads; nothing that names the machine or its user."""
+    import torch
+
+    found: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "n_cores": os.cpu_count(),
+        "n_threads": torch.get_num_threads(),
+        "n_processes": world,
+        "device": placement.device,
+        "dtype": str(placement.dtype).removeprefix("torch."),
+    }
+    if placement.device.startswith("cuda"):
+        found["device_name"] = torch.cuda.get_device_name(placement.device)
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process so far."""
+    try:
+        # getrusage keeps the peak of the process that started this one; the kernel's own does not.
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def place(config: AuditConfig, checkpoint_dtype: "torch.dtype | str | None") -> "Placement":
+    """Where models go and in which precision.
+
+    Args:
+        config: Its `device` and `dtype` (or `--model-args dtype=`) decide.
+        checkpoint_dtype: What the checkpoint is stored in, for `auto` on a GPU.
+
+    Raises:
+        ConfigError: A device that this machine lacks, or an unknown dtype.
+    """
+    import torch
+
+    from auditor.compress.checkpoint import Placement
+    from auditor.dist import processes
+
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu" and not device.startswith("cuda"):
+        raise ConfigError("--device must be auto, cpu, cuda or cuda:N", seen=device)
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                "--device cuda needs a CUDA device that torch can see",
+                seen=f"torch {torch.__version__} sees none",
+                fix="leave --device out to run on the CPU; `compleak-llm doctor` says more",
+            )
+        if device == "cuda":
+            device = f"cuda:{processes().local_rank % torch.cuda.device_count()}"
+        count = torch.cuda.device_count()
+        number = device.partition(":")[2]
+        if not number.isdigit() or int(number) >= count:
+            raise ConfigError(f"--device cuda:N needs N below {count} on this machine", seen=device)
+    name = config.dtype
+    if name == "auto":
+        given = config.model_args.get("dtype", "auto")
+        if given not in DTYPES:
+            raise unknown("dtype", given, DTYPES)
+        name = given  # type: ignore[assignment]
+    if name != "auto":
+        return Placement(device, getattr(torch, name))
+    # bfloat16 checkpoints are scored in float32 on a CPU: few processors multiply bfloat16 fast,
+    # and nothing of what a record gives away is lost in rounding.
+    stored = checkpoint_dtype
+    if isinstance(stored, str):
+        stored = getattr(torch, stored, None)
+    on_gpu = device.startswith("cuda") and isinstance(stored, torch.dtype)
+    return Placement(device, stored if on_gpu and stored is not None else torch.float32)

@@ -1,0 +1,277 @@
+"""The store: token statistics on disk, one folder per variant, shard by shard.
+
+    OUTPUT/tokens/audit.json                 what this folder is about: model, records, tokenizer
+    OUTPUT/tokens/bnb-nf4-1a2b3c4d/          one version of the model; the digits: its fingerprint
+        shard-00000.parquet ...              one row per record, four lists of token facts
+        manifest.json                        written last: shards, receipt, status
+
+A shard is a fixed set of records, so that the shards of all versions speak of the same records and
+can be read side by side. What is finished is never computed again: a version with a manifest is
+whole, one without goes on at its first missing shard. A shard whose pages fail their checksum, or
+that carries another fingerprint, counts as missing.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from auditor.compress.receipt import Receipt
+from auditor.errors import StoreError
+from auditor.files import write_text, written_whole
+from auditor.results import ModelIdentity, Result
+from auditor.scoring.scores import Scores
+
+STORE_VERSION = 1
+# Tokens of a shard: small enough that little is lost when a run is killed, large enough that a
+# shard holds several batches. A million records of 200 tokens make some 6,000 of them.
+SHARD_TOKENS = 2**15
+
+COLUMNS = ("logp", "mu", "sigma", "hit")
+SCHEMA = pa.schema(
+    [
+        ("record", pa.int64()),
+        ("record_id", pa.string()),
+        ("text_bytes", pa.int64()),
+        ("zlib_bytes", pa.int64()),
+        *((name, pa.list_(pa.float32())) for name in COLUMNS[:3]),
+        ("hit", pa.list_(pa.bool_())),
+    ]
+)
+
+
+class Manifest(Result):
+    """What is known of a finished version of the model."""
+
+    fingerprint: dict[str, Any]
+    status: Literal["ok", "broken"]
+    reason: str | None = None
+    receipt: Receipt | None = None
+    identity: ModelIdentity
+    n_shards: int
+
+
+class Shard(NamedTuple):
+    """Some records of one version.
+
+    Attributes:
+        records: Their positions in the audit's records, int64, shape (n,).
+        scores: Their token statistics, in the same order.
+    """
+
+    records: npt.NDArray[np.int64]
+    scores: Scores
+
+
+def plan_shards(n_tokens: npt.NDArray[np.integer]) -> list[npt.NDArray[np.int64]]:
+    """Share out records over shards: longest first, at most `SHARD_TOKENS` tokens in each.
+
+    Args:
+        n_tokens: Tokens of each record, shape (n,).
+
+    Returns:
+        Positions of the records of each shard; every record stands in exactly one.
+    """
+    order = np.argsort(-n_tokens.astype(np.int64), kind="stable").astype(np.int64)
+    filled = np.cumsum(n_tokens[order].astype(np.int64))
+    number = (filled - 1) // SHARD_TOKENS
+    cuts = np.flatnonzero(np.diff(number)) + 1
+    return [part for part in np.split(order, cuts) if len(part)]
+
+
+def digest(value: Mapping[str, Any]) -> str:
+    """SHA-256 of a mapping's JSON, hex."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class VariantStore:
+    """The folder of one version of the model.
+
+    Args:
+        root: The store's folder.
+        name: The version, as it is called in tables.
+        fingerprint: Everything that determines its numbers.
+        shards: The records of each shard.
+        record_ids: Ids of all records of the audit.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        *,
+        fingerprint: Mapping[str, Any],
+        shards: list[npt.NDArray[np.int64]],
+        record_ids: npt.NDArray[np.str_],
+    ) -> None:
+        self.name = name
+        self.fingerprint = dict(fingerprint)
+        self.shards = shards
+        self._digest = digest(self.fingerprint)
+        self._record_ids = record_ids
+        safe = re.sub(r"[^A-Za-z0-9.=,_-]+", "_", name)[:80]
+        self.folder = root / f"{safe}-{self._digest[:12]}"
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None where the version is not finished or its shards are damaged."""
+        path = self.folder / "manifest.json"
+        try:
+            found = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError, UnicodeDecodeError):
+            return None
+        if found.fingerprint != json.loads(json.dumps(self.fingerprint)):
+            return None
+        if found.status == "ok" and self.missing():
+            return None
+        return found
+
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are not there, or not whole."""
+        return [number for number in range(len(self.shards)) if not self._is_whole(number)]
+
+    def write_shard(self, number: int, scores: Scores) -> None:
+        """Write the scores of shard `number`, in the order of its records.
+
+        Raises:
+            StoreError: The folder cannot be written.
+        """
+        records = self.shards[number]
+        if len(records) != len(scores):
+            raise ValueError(f"shard {number} holds {len(records)} records, not {len(scores)}")
+        offsets = pa.array(scores.offsets, pa.int32())
+        lists = [pa.ListArray.from_arrays(offsets, pa.array(getattr(scores, c))) for c in COLUMNS]
+        table = pa.Table.from_arrays(
+            [
+                pa.array(records),
+                pa.array(self._record_ids[records].tolist(), pa.string()),
+                pa.array(scores.text_bytes),
+                pa.array(scores.zlib_bytes),
+                *lists,
+            ],
+            schema=SCHEMA.with_metadata({"fingerprint": self._digest, "shard": str(number)}),
+        )
+        with written_whole(self._path(number)) as part:
+            pq.write_table(table, part, compression="none", write_page_checksum=True)
+
+    def manifest_of(
+        self,
+        *,
+        identity: ModelIdentity,
+        receipt: Receipt | None,
+        status: Literal["ok", "broken"] = "ok",
+        reason: str | None = None,
+    ) -> Manifest:
+        """What the manifest of this version will say."""
+        return Manifest(
+            fingerprint=self.fingerprint,
+            status=status,
+            reason=reason,
+            receipt=receipt,
+            identity=identity,
+            n_shards=len(self.shards) if status == "ok" else 0,
+        )
+
+    def finish(self, manifest: Manifest) -> None:
+        """Write the manifest, which makes the version whole."""
+        write_text(self.folder / "manifest.json", manifest.model_dump_json(indent=1) + "\n")
+
+    def read(self) -> Iterator[Shard]:
+        """The shards one by one, in their order.
+
+        Raises:
+            StoreError: A shard has been damaged since it was checked.
+        """
+        for number in range(len(self.shards)):
+            table = self._table(number)
+            if table is None:
+                raise StoreError(
+                    f"{self._path(number)} must be whole",
+                    seen="a missing or damaged file",
+                    fix="run the same command again: only this shard is computed anew",
+                )
+            yield Shard(self.shards[number], _scores(table))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.parquet"
+
+    def _is_whole(self, number: int) -> bool:
+        return self._table(number) is not None
+
+    def _table(self, number: int) -> pa.Table | None:
+        path = self._path(number)
+        if not path.is_file():
+            return None
+        try:
+            # By path and on one thread: from an in-memory file pyarrow aborted at exit at times.
+            table = pq.read_table(path, use_threads=False, page_checksum_verification=True)
+        except (OSError, pa.ArrowException):
+            return None
+        metadata = table.schema.metadata or {}
+        if metadata.get(b"fingerprint", b"").decode() != self._digest:
+            return None
+        if metadata.get(b"shard", b"").decode() != str(number):
+            return None
+        same = np.array_equal(table.column("record").to_numpy(), self.shards[number])
+        return table if same else None
+
+
+def _scores(table: pa.Table) -> Scores:
+    columns = {name: table.column(name).combine_chunks() for name in COLUMNS}
+    offsets = columns["logp"].offsets.to_numpy().astype(np.int64)
+    flat = {
+        name: column.flatten().to_numpy(zero_copy_only=False) for name, column in columns.items()
+    }
+    return Scores(
+        offsets=offsets - offsets[0],
+        text_bytes=table.column("text_bytes").to_numpy(),
+        zlib_bytes=table.column("zlib_bytes").to_numpy(),
+        **flat,
+    )
+
+
+def claim(output: Path, about: Mapping[str, Any]) -> Path:
+    """Make `output` the folder of the audit `about`, or find that it is already.
+
+    Args:
+        output: The output folder.
+        about: What an audit is about (model, tokenizer, records, length), as short texts.
+
+    Returns:
+        The store's folder.
+
+    Raises:
+        StoreError: The folder holds another audit, or cannot be written.
+    """
+    root = output / "tokens"
+    path = root / "audit.json"
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = {}
+        different = [key for key in about if found.get(key) != about[key]]
+        if different:
+            key = different[0]
+            raise StoreError(
+                f"{output} must be empty or hold this very audit",
+                seen=f"an audit with another {key}: {found.get(key)} there, {about[key]} now",
+                fix="choose another --output-path, or remove that folder",
+            )
+        return root
+    if (output / "audit.json").exists():
+        raise StoreError(
+            f"{output} must be empty or hold this very audit",
+            seen="an audit.json without its stored scores",
+            fix="choose another --output-path, or move that file away",
+        )
+    write_text(path, json.dumps(dict(about), indent=1) + "\n")
+    return root

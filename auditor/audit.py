@@ -1,9 +1,96 @@
-"""The one way in: `audit(config)` runs the whole flow and gives back what it found."""
+"""The one way in: `audit(config)` runs the whole flow and gives back what it found.
+
+    config -> records -> compress -> scoring -> store -> attacks -> statistics -> results
+
+Everything right of the store is NumPy and is done again in seconds from stored scores; what is
+stored is never computed twice.
+"""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from auditor.config import AuditConfig
-from auditor.results import AuditResult
+from auditor.results import AuditResult, Timings
+
+if TYPE_CHECKING:
+    from auditor.report.progress import Display
 
 
-def audit(config: AuditConfig) -> AuditResult:
-    """Run an audit."""
-    raise NotImplementedError
+def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResult:
+    """Audit a model and its compressed versions.
+
+    Args:
+        config: What to audit and how.
+        display: Told what is going on; silent when left out.
+
+    Returns:
+        What was found; the same stands in `audit.json` in the output folder.
+
+    Raises:
+        CompleakError: Something that the caller can mend, with what must hold, what was seen and
+            what to do.
+    """
+    # Imported here, so that `from auditor import AuditConfig` and `--help` stay quick.
+    from auditor import judge, store
+    from auditor.blind import blind_baseline
+    from auditor.dist import processes
+    from auditor.environment import environment, versions
+    from auditor.records import read_records
+    from auditor.report.progress import Silent
+    from auditor.scoring.variants import score_variant
+    from auditor.subject import about, open_subjects, passes
+
+    started, begin = datetime.now(UTC), time.perf_counter()
+    display = display or Silent()
+    ranks = processes()
+    output = Path(config.output_path)
+    subjects = open_subjects(config)
+
+    clock = time.perf_counter()
+    display.note("reading records")
+    records = read_records(config, subjects.model.encoder)
+    records_s = time.perf_counter() - clock
+
+    with store.locked(output, is_main=ranks.is_main):
+        root = store.claim(output, about(subjects, records), is_main=ranks.is_main)
+        ranks.wait()
+        plan = passes(config, subjects, records, root=root)
+        manifests, timings = {}, []
+        for name, step in plan.items():
+            manifests[name], timing = score_variant(
+                step, records, batch_size=config.batch_size, ranks=ranks, display=display
+            )
+            timings.append(timing)
+        if ranks.is_main:
+            clock = time.perf_counter()
+            display.note("blind baseline")
+            blind = blind_baseline(records, config)
+            blind_s = time.perf_counter() - clock
+
+            clock = time.perf_counter()
+            display.note("attacks, intervals and tests")
+            findings = judge.judge(config, records, plan, manifests, subjects)
+            judge.write_scores(output / "scores.parquet", config, records, findings)
+            statistics_s = time.perf_counter() - clock
+            result = judge.assemble(
+                config,
+                subjects,
+                records,
+                blind,
+                findings,
+                versions=versions(),
+                environment=environment(subjects.model.placement, ranks.world),
+                timings=Timings(
+                    started_at=started.isoformat(timespec="seconds"),
+                    total_s=time.perf_counter() - begin,
+                    records_s=records_s,
+                    blind_s=blind_s,
+                    statistics_s=statistics_s,
+                    variants=timings,
+                ),
+            )
+            judge.write_result(output / "audit.json", result)
+        ranks.wait()
+    return result if ranks.is_main else judge.read_result(output / "audit.json")

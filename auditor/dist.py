@@ -59,9 +59,8 @@ def processes() -> Processes:
 
 
 def _state() -> Any:  # noqa: ANN401 - accelerate is untyped
-    from accelerate import PartialState
-
     # Without a GPU accelerate would look for one: the backend must be named before it starts.
     import torch
+    from accelerate import PartialState
 
     return PartialState(cpu=not torch.cuda.is_available())

@@ -2,19 +2,21 @@
 
     OUTPUT/tokens/audit.json                 what this folder is about: model, records, tokenizer
     OUTPUT/tokens/bnb-nf4-1a2b3c4d/          one version of the model; the digits: its fingerprint
-        shard-00000.parquet ...              one row per record, four lists of token facts
+        shard-00000-DIGEST.parquet ...       one row per record, four lists of token facts
         manifest.json                        written last: shards, receipt, status
 
 A shard is a fixed set of records, so that the shards of all versions speak of the same records and
 can be read side by side. What is finished is never computed again: a version with a manifest is
-whole, one without goes on at its first missing shard. A shard whose pages fail their checksum, or
-that carries another fingerprint, counts as missing.
+whole, one without goes on at its first missing shard. A shard carries the digest of its bytes in its
+name and its version's fingerprint inside: one that was damaged, or comes from elsewhere, counts as
+missing and is computed again.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,11 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from auditor.compress.receipt import Receipt
 from auditor.errors import StoreError
-from auditor.files import write_text, written_whole
+from auditor.files import cannot_write, write_text, written_whole
 from auditor.results import ModelIdentity, Result
 from auditor.scoring.scores import Scores
 
@@ -35,6 +38,7 @@ STORE_VERSION = 1
 # shard holds several batches. A million records of 200 tokens make some 6,000 of them.
 SHARD_TOKENS = 2**15
 
+DIGITS = 16  # of a shard's digest, in its name
 COLUMNS = ("logp", "mu", "sigma", "hit")
 SCHEMA = pa.schema(
     [
@@ -159,8 +163,14 @@ class VariantStore:
             ],
             schema=SCHEMA.with_metadata({"fingerprint": self._digest, "shard": str(number)}),
         )
-        with written_whole(self._path(number)) as part:
-            pq.write_table(table, part, compression="none", write_page_checksum=True)
+        # The digest goes into the name, so that content and digest appear in one rename. Parquet's
+        # own checksums cover the pages only, and a flipped bit in a header would pass for truth.
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="none")
+        content = sink.getvalue().to_pybytes()
+        name = f"{_stem(number)}-{hashlib.sha256(content).hexdigest()[:DIGITS]}.parquet"
+        with written_whole(self.folder / name) as part:
+            part.write_bytes(content)
 
     def manifest_of(
         self,
@@ -194,25 +204,30 @@ class VariantStore:
             table = self._table(number)
             if table is None:
                 raise StoreError(
-                    f"{self._path(number)} must be whole",
+                    f"{self.folder / _stem(number)} must be whole",
                     seen="a missing or damaged file",
                     fix="run the same command again: only this shard is computed anew",
                 )
             yield Shard(self.shards[number], _scores(table))
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"shard-{number:05d}.parquet"
-
     def _is_whole(self, number: int) -> bool:
         return self._table(number) is not None
 
     def _table(self, number: int) -> pa.Table | None:
-        path = self._path(number)
-        if not path.is_file():
-            return None
+        for path in self.folder.glob(f"{_stem(number)}-*.parquet"):
+            table = self._read_checked(path, number)
+            if table is not None:
+                return table
+        return None
+
+    def _read_checked(self, path: Path, number: int) -> pa.Table | None:
         try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if not path.stem.endswith(f"-{found[:DIGITS]}"):
+                return None
             # By path and on one thread: from an in-memory file pyarrow aborted at exit at times.
-            table = pq.read_table(path, use_threads=False, page_checksum_verification=True)
+            table = pq.read_table(path, use_threads=False)
         except (OSError, pa.ArrowException):
             return None
         metadata = table.schema.metadata or {}
@@ -222,6 +237,10 @@ class VariantStore:
             return None
         same = np.array_equal(table.column("record").to_numpy(), self.shards[number])
         return table if same else None
+
+
+def _stem(number: int) -> str:
+    return f"shard-{number:05d}"
 
 
 def _scores(table: pa.Table) -> Scores:
@@ -238,12 +257,46 @@ def _scores(table: pa.Table) -> Scores:
     )
 
 
-def claim(output: Path, about: Mapping[str, Any]) -> Path:
+@contextmanager
+def locked(output: Path, *, is_main: bool) -> Iterator[None]:
+    """Hold the output folder; a second audit on it is refused at once.
+
+    Args:
+        output: The output folder; made where it is missing.
+        is_main: Only the main process of a run holds the lock.
+
+    Raises:
+        StoreError: Another audit holds it, or it cannot be written.
+    """
+    if not is_main:
+        yield
+        return
+    path = output / ".lock"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise StoreError(
+            f"{output} must not be in use",
+            seen="another audit is running on it",
+            fix="wait for it, or choose another --output-path",
+        ) from None
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def claim(output: Path, about: Mapping[str, str], *, is_main: bool = True) -> Path:
     """Make `output` the folder of the audit `about`, or find that it is already.
 
     Args:
         output: The output folder.
         about: What an audit is about (model, tokenizer, records, length), as short texts.
+        is_main: Whether this process is the one that writes.
 
     Returns:
         The store's folder.
@@ -273,5 +326,6 @@ def claim(output: Path, about: Mapping[str, Any]) -> Path:
             seen="an audit.json without its stored scores",
             fix="choose another --output-path, or move that file away",
         )
-    write_text(path, json.dumps(dict(about), indent=1) + "\n")
+    if is_main:
+        write_text(path, json.dumps(dict(about), indent=1) + "\n")
     return root

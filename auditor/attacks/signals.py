@@ -71,7 +71,7 @@ def compute_signals(
         StoreError: A shard is missing or damaged.
     """
     functions = {name: ATTACKS[name].load() for name in attacks}
-    signals = {name: np.full(len(is_member), np.nan) for name in attacks}
+    signals: dict[str, Float64] = {name: np.full(len(is_member), np.nan) for name in attacks}
     total, count = 0.0, 0
     for records, scores in _beside(store, reference, same_tokens=same_tokens):
         for name, function in functions.items():

@@ -44,8 +44,9 @@ def ref(scores: Scores) -> Float64:
     reference = needed(scores)
     if scores.same_tokens:
         return loss(scores) - loss(reference)
-    own: Float64 = scores.sums(scores.logp) / scores.text_bytes
-    return own - reference.sums(reference.logp) / reference.text_bytes
+    own = scores.sums(scores.logp) / scores.text_bytes
+    signal: Float64 = own - reference.sums(reference.logp) / reference.text_bytes
+    return signal
 
 
 def ez(scores: Scores) -> Float64:

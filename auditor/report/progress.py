@@ -1,4 +1,4 @@
-"""What is going on, while it goes on: a bar per version of the model, or plain lines, or nothing."""
+"""What is going on while it goes on: a bar per version of the model, plain lines, or nothing."""
 
 import sys
 import time
@@ -163,7 +163,7 @@ class Rich:
 
 
 def display(kind: DisplayKind) -> "Rich | Plain | Silent":
-    """The display that a user asked for; `rich` falls back to `plain` where there is no terminal."""
+    """The display that was asked for; `rich` falls back to `plain` where there is no terminal."""
     if kind == "none":
         return Silent()
     if kind == "rich" and sys.stderr.isatty():

@@ -89,6 +89,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def run_in_batches(
     records: Sequence[Encoded],
     budget: Budget,
@@ -114,7 +118,7 @@ def run_in_batches(
             if len(batch) == 1:
                 raise ModelError(
                     "one record at a time must fit into memory",
-                    seen=f"a record of {lengths[0]} tokens did not: {str(error).splitlines()[0]}",
+                    seen=f"a record of {lengths[0]} tokens did not: {_first_line(error)}",
                     fix="lower --max-length, choose --dtype bfloat16, or a device with more memory",
                 ) from error
             budget.halve(len(batch), lengths[0])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement
+from auditor.compress.checkpoint import CompressedModel, Placement
 from auditor.dist import Processes
 from auditor.environment import peak_bytes
 from auditor.errors import BrokenVariantError, ModelError
@@ -28,7 +28,6 @@ class Pass:
     Attributes:
         name: What tables call it: a variant, or "reference".
         make: Loads and compresses.
-        checkpoint: Where it comes from.
         encoder: Its tokenizer.
         store: Where its scores go.
         placement: Where it runs.
@@ -37,7 +36,6 @@ class Pass:
 
     name: str
     make: Callable[[], CompressedModel]
-    checkpoint: Checkpoint
     encoder: Encoder
     store: VariantStore
     placement: Placement

@@ -1,0 +1,40 @@
+# `make demo` and `make test` are all that a fresh machine needs: each makes .venv by itself.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint bench clean
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(INSTALL) -e '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/compleak-llm demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.audit
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache runs/demo

@@ -1,0 +1,204 @@
+"""The command line: commands and flags, no logic.
+
+The flags of `audit` are made from the fields of `AuditConfig`, so that an option has one name, one
+default and one sentence of help wherever it is met.
+"""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from cyclopts import App, CycloptsError, Parameter
+from pydantic_core import PydanticUndefined
+
+import auditor
+from auditor.config import AuditConfig
+from auditor.errors import CompleakError
+from auditor.report.progress import Display, DisplayKind
+
+app = App(
+    name="compleak-llm",
+    version=auditor.__version__,
+    help="Audit what the compressed versions of a language model give away about its "
+    "training data.",
+    help_format="plaintext",
+)
+listing = App(name="list", help="List attacks, variants or recipes.")
+app.command(listing)
+
+
+def run_audit(
+    *,
+    recipe: str | None = None,
+    dry_run: bool = False,
+    display: DisplayKind = "rich",
+    **given: Any,  # noqa: ANN401 - typed by the fields of AuditConfig
+) -> None:
+    """Audit a model and its compressed versions.
+
+    Parameters
+    ----------
+    recipe
+        A recipe's name, or the path of one; flags given beside it win.
+    dry_run
+        Check everything, print the plan and run nothing.
+    display
+        rich: a bar per version; plain: lines for a log; none: nothing until the end.
+    """
+    from auditor.recipes import configure
+
+    config = configure({k: v for k, v in given.items() if v is not None}, recipe=recipe)
+    if dry_run:
+        from auditor.plan import show_plan
+
+        show_plan(config)
+        return
+    _audit_and_show(config, display)
+
+
+def _audit_and_show(config: AuditConfig, kind: DisplayKind) -> None:
+    from contextlib import nullcontext
+
+    from auditor.dist import processes
+    from auditor.report.progress import Rich, display
+    from auditor.report.terminal import show
+
+    shown: Display = display(kind if processes().is_main else "none")
+    with shown if isinstance(shown, Rich) else nullcontext():
+        result = auditor.audit(config, display=shown)
+    if processes().is_main and kind != "none":
+        show(result)
+
+
+@app.command
+def demo(
+    *,
+    output_path: Path = Path("runs/demo"),
+    variants: str | None = None,
+    seed: int = 0,
+    display: DisplayKind = "rich",
+) -> None:
+    """Train a small model on invented clinic letters on the spot, then audit it.
+
+    Parameters
+    ----------
+    output_path
+        Folder for the model (target/) and the results.
+    variants
+        Variants to audit, as for audit.
+    seed
+        Seed of the letters, the split and the training.
+    display
+        As for audit.
+    """
+    from auditor.demo import demo_config
+
+    _audit_and_show(demo_config(output_path, variants=variants, seed=seed, kind=display), display)
+
+
+@listing.command(name="attacks")
+def list_attacks() -> None:
+    """The attacks, what they need and where they come from."""
+    from auditor.report.catalogue import attacks_table, print_table
+
+    print_table(attacks_table())
+
+
+@listing.command(name="variants")
+def list_variants() -> None:
+    """The ways of compressing, their options and whether they run here."""
+    from auditor.report.catalogue import print_table, variants_table
+
+    print_table(variants_table())
+
+
+@listing.command(name="recipes")
+def list_recipes() -> None:
+    """The recipes that come with the program."""
+    from auditor.report.catalogue import print_table, recipes_table
+
+    print_table(recipes_table())
+
+
+@app.command
+def doctor() -> None:
+    """Say which compressors and devices work here, and how to install what is missing."""
+    from auditor.doctor import diagnose
+    from auditor.report.catalogue import print_table
+
+    print_table(diagnose())
+
+
+@app.command
+def schema() -> None:
+    """Print the JSON Schema of audit.json."""
+    import json
+
+    from auditor.results import AuditResult
+
+    print(json.dumps(AuditResult.model_json_schema(), indent=2))
+
+
+def _flags() -> list[inspect.Parameter]:
+    """One keyword parameter for every field of `AuditConfig`, None where it was not given."""
+    parameters = []
+    for name, field in AuditConfig.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = (
+            "" if default in (None, (), {}, PydanticUndefined) else f" [default: {_shown(default)}]"
+        )
+        kind = field.annotation
+        plain = kind in (bool, int, float, str) or get_origin(kind) is Literal
+        flag = Parameter(help=f"{field.description or ''}{shown}", show_default=False)
+        if int in get_args(kind) and str not in get_args(kind) and type(None) in get_args(kind):
+            plain, kind = True, int
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[(kind if plain else str) | None, flag],  # type: ignore[operator]
+            )
+        )
+    return parameters
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _with_flags(function: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    function.__signature__ = signature.replace(parameters=[*_flags(), *own])  # type: ignore[attr-defined]
+    return function
+
+
+app.command(_with_flags(run_audit), name="audit")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and give back the exit code."""
+    # A library that asks a hub at import must not hold up a program that works on local paths.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except CompleakError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Recipes: audits as YAML, whose keys are the fields of `AuditConfig`."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from auditor.config import AuditConfig
+from auditor.errors import ConfigError, unknown
+
+
+def folder() -> Path:
+    """Where the recipes lie: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "_recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def names() -> dict[str, str]:
+    """Every recipe by name, with the first line of the comment on its top."""
+    found = {}
+    for path in sorted(folder().glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        found[path.stem] = first.removeprefix("#").strip()
+    return found
+
+
+def load(name: str) -> dict[str, Any]:
+    """The keys of a recipe, given by name or by path.
+
+    Raises:
+        ConfigError: There is none of that name, it is not YAML, or it holds an unknown key.
+    """
+    import yaml
+
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder() / f"{name}.yaml"
+    if not path.is_file():
+        if path.parent == folder():
+            raise unknown("recipe", name, names())
+        raise ConfigError("--recipe must be a name or a file", seen=f"{path} does not exist")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        seen = " ".join(str(error).split())
+        raise ConfigError(f"{path} must be readable YAML", seen=seen) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold keys and values", seen=type(content).__name__)
+    for key in content:
+        if str(key).replace("-", "_") not in AuditConfig.model_fields:
+            raise unknown(f"key of {path.name}", str(key), AuditConfig.model_fields)
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def configure(given: dict[str, Any], *, recipe: str | None = None) -> AuditConfig:
+    """An `AuditConfig` from a recipe and from what was given beside it, which wins.
+
+    Raises:
+        ConfigError: A value is missing or wrong; names the flag.
+    """
+    merged = {**(load(recipe) if recipe else {}), **given}
+    # A way of naming the records given by hand replaces the recipe's, instead of clashing with it.
+    pair = {"members", "nonmembers"}
+    if "data" in given and not pair & given.keys():
+        merged = {key: value for key, value in merged.items() if key not in pair}
+    elif pair <= given.keys() and "data" not in given:
+        merged.pop("data", None)
+    try:
+        return AuditConfig.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        flag = "--" + str(first["loc"][0] if first["loc"] else "").replace("_", "-")
+        if first["type"] == "missing":
+            raise ConfigError(
+                f"{flag} must be given",
+                seen="it was left out",
+                fix="compleak-llm audit --help shows every option",
+            ) from None
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise ConfigError(f"{flag}: {message.lower()}", seen=repr(first["input"])) from None

@@ -1,0 +1,183 @@
+"""The terminal table that an audit ends in: a line per version, and what must be known first."""
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from auditor.compress.receipt import Receipt
+from auditor.results import AuditResult, Comparison, Estimate, VariantResult, Warned
+from auditor.stats.figures import rate_name
+
+STYLE = {"severe": "bold red", "warning": "yellow", "info": "dim"}
+WIDE = 120
+
+
+def render(result: AuditResult, *, width: int = 140) -> RenderableType:
+    """What is shown at the end of an audit.
+
+    Args:
+        result: The audit.
+        width: Columns of the terminal; below 120 a version takes several lines.
+    """
+    parts: list[RenderableType] = [_warning(item) for item in result.warnings]
+    parts.append(_heading(result))
+    parts.append(_wide(result) if width >= WIDE else _narrow(result))
+    parts.append(_footer(result))
+    return Group(*parts)
+
+
+def show(result: AuditResult, console: Console | None = None) -> None:
+    """Print `render` to a console, standard output when left out."""
+    console = console or Console()
+    console.print(render(result, width=console.width))
+
+
+def headline_rate(result: AuditResult) -> str | None:
+    """The false positive rate shown in the table: 1%, else the lowest that has a figure."""
+    original = result.variants[0].attacks.get(result.primary_attack)
+    if original is None:
+        return None
+    present = [rate for rate, found in original.tpr_at_fpr.items() if found.value is not None]
+    wanted = rate_name(0.01)
+    if wanted in original.tpr_at_fpr:
+        return wanted
+    return present[0] if present else next(iter(original.tpr_at_fpr), None)
+
+
+def interval(found: Estimate | None, *, percent: bool = False, signed: bool = False) -> str:
+    """A figure with its interval: `0.724 [0.708, 0.740]`, or a dash where it is absent."""
+    if found is None or found.value is None:
+        return "–"
+    sign = "+" if signed else ""
+    factor, digits = (100, 1) if percent else (1, 3)
+    value, low, high = (
+        format((x or 0.0) * factor, f"{sign}.{digits}f")
+        for x in (found.value, found.low, found.high)
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value to the digits that it justifies."""
+    if value is None:
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def what_was_done(receipt: Receipt | None) -> str:
+    """What was compressed, from the receipt's counts."""
+    if receipt is None or not receipt.compressed:
+        return "nothing"
+    share = 100 * receipt.n_compressed / max(1, receipt.n_parameters)
+    parts = [f"{share:.0f}% of parameters", f"{receipt.bits_per_weight:.1f} bits"]
+    if receipt.sparsity >= 0.01:
+        parts.append(f"{100 * receipt.sparsity:.0f}% zeros")
+    return ", ".join(parts)
+
+
+def _warning(item: Warned) -> RenderableType:
+    if item.severity == "severe":
+        return Panel(Text(item.message), title="warning", style=STYLE["severe"], title_align="left")
+    return Text(f"{item.severity}: {item.message}", style=STYLE[item.severity])
+
+
+def _heading(result: AuditResult) -> Text:
+    members, nonmembers = result.records.members, result.records.nonmembers
+    text = Text()
+    text.append(f"\n{result.model.name}", style="bold")
+    text.append(
+        f"  {members.n_audited:,} members, {nonmembers.n_audited:,} nonmembers"
+        f"  primary attack: {result.primary_attack}"
+    )
+    if result.blind is not None:
+        text.append(f"\nblind baseline (never sees the model): AUC {interval(result.blind.auc)}")
+    return text
+
+
+def _columns(result: AuditResult) -> tuple[str, str | None]:
+    rate = headline_rate(result)
+    return f"{100 * result.confidence:g}%", rate
+
+
+def _difference(result: AuditResult, variant: str, metric: str) -> Comparison | None:
+    for item in result.comparisons:
+        wanted = (item.variant, item.attack, item.metric)
+        if wanted == (variant, result.primary_attack, metric):
+            return item
+    return None
+
+
+def _cells(result: AuditResult, variant: VariantResult, rate: str | None) -> list[tuple[str, str]]:
+    """Name and text of every figure of one version."""
+    found = variant.attacks.get(result.primary_attack)
+    auc = _difference(result, variant.variant, "auc")
+    tpr = _difference(result, variant.variant, f"tpr@{rate}")
+    title = f"TPR@{float(rate):.10g}" if rate is None else f"TPR@{100 * float(rate):g}%FPR, %"
+    return [
+        ("perplexity", f"{variant.perplexity:.2f}" if variant.perplexity else "–"),
+        ("AUC", interval(found.auc if found else None)),
+        (title, interval(found.tpr_at_fpr.get(rate or "") if found else None, percent=True)),
+        ("AUC − original", interval(auc.difference if auc else None, signed=True)),
+        ("p (Holm)", p_value(auc.p_adjusted if auc else None)),
+        ("TPR − original", interval(tpr.difference if tpr else None, percent=True, signed=True)),
+    ]
+
+
+def _wide(result: AuditResult) -> Table:
+    level, rate = _columns(result)
+    table = Table(title=None, header_style="bold", pad_edge=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    table.add_column("compressed")
+    for position, (name, _) in enumerate(_cells(result, result.variants[0], rate)):
+        table.add_column(name, justify="right", no_wrap=position > 0)
+    for variant in result.variants:
+        if variant.status != "ok":
+            table.add_row(escape(variant.variant), f"[red]{variant.status}[/red]")
+            continue
+        cells = [text for _, text in _cells(result, variant, rate)]
+        significant = _is_significant(result, variant.variant)
+        style = "bold" if significant else ""
+        table.add_row(escape(variant.variant), what_was_done(variant.receipt), *cells, style=style)
+    table.caption = f"intervals at {level}; bold: differs from the original after Holm"
+    table.caption_justify = "left"
+    return table
+
+
+def _narrow(result: AuditResult) -> Group:
+    level, rate = _columns(result)
+    parts: list[RenderableType] = []
+    for variant in result.variants:
+        head = Text(variant.variant, style="bold")
+        head.append(f"  {what_was_done(variant.receipt)}", style="dim")
+        parts.append(head)
+        if variant.status != "ok":
+            parts.append(Text(f"  {variant.status}: {variant.reason}", style="red"))
+            continue
+        grid = Table.grid(padding=(0, 2))
+        for name, text in _cells(result, variant, rate):
+            if text != "–":
+                grid.add_row(f"  {name}", text)
+        parts.append(grid)
+    parts.append(Text(f"intervals at {level}", style="dim"))
+    return Group(*parts)
+
+
+def _is_significant(result: AuditResult, variant: str) -> bool:
+    item = _difference(result, variant, "auc")
+    return bool(item and item.p_adjusted is not None and item.p_adjusted < 1 - result.confidence)
+
+
+def _footer(result: AuditResult) -> Text:
+    rate = headline_rate(result)
+    text = Text()
+    original = result.variants[0].attacks.get(result.primary_attack)
+    found = original.tpr_at_fpr.get(rate) if original and rate else None
+    if found is not None and found.absent:
+        text.append(f"TPR is absent: {found.absent}\n", style="dim")
+    for name, reason in result.attacks_left_out.items():
+        text.append(f"{name} was left out: it {reason}\n", style="dim")
+    output = result.config.get("output_path", "")
+    text.append(f"results in {output}: audit.json, scores.parquet, tokens/", style="dim")
+    return text

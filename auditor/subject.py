@@ -1,0 +1,210 @@
+"""The models of an audit, opened and identified before anything is run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from auditor.compress import COMPRESSORS, VariantSpec
+from auditor.compress.checkpoint import (
+    Checkpoint,
+    Placement,
+    context_tokens,
+    load_tokenizer,
+    open_checkpoint,
+    quantization_of,
+    tokenizer_sha256,
+)
+from auditor.compress.make import compress
+from auditor.config import AuditConfig
+from auditor.environment import installed, place
+from auditor.errors import ConfigError, VariantError
+from auditor.results import ModelIdentity
+from auditor.scoring.encode import Encoder
+from auditor.scoring.variants import Pass
+from auditor.store import STORE_VERSION, VariantStore, plan_shards
+
+if TYPE_CHECKING:
+    from auditor.records import Records
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One checkpoint of the audit, ready to be loaded.
+
+    Attributes:
+        checkpoint: Where it lies.
+        encoder: Its tokenizer and the length that records are cut to.
+        placement: Where it runs and in which precision.
+        identity: What the results call it.
+    """
+
+    checkpoint: Checkpoint
+    encoder: Encoder
+    placement: Placement
+    identity: ModelIdentity
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The audited model and, where one was given, the reference.
+
+    Attributes:
+        model: The audited model.
+        reference: The reference model, or None.
+        same_tokens: Whether both have the same tokenizer, so that tokens can be compared.
+    """
+
+    model: Subject
+    reference: Subject | None
+    same_tokens: bool
+
+
+def open_subjects(config: AuditConfig) -> Subjects:
+    """Open the checkpoints, check them, and settle how long a record may be.
+
+    Raises:
+        ModelError: A checkpoint cannot be used.
+        VariantError: A variant would quantize what is quantized already, or lacks its library.
+        ConfigError: A device or a length that cannot be.
+    """
+    model = _open(config, config.model, is_reference=False)
+    check_variants(model.checkpoint, config.variant_specs)
+    if config.reference is None:
+        return Subjects(model, None, same_tokens=False)
+    reference = _open(config, config.reference, is_reference=True)
+    same = model.identity.tokenizer_sha256 == reference.identity.tokenizer_sha256
+    if same:
+        # Token by token the two must speak of the same text: the shorter context rules both.
+        shorter = min(model.encoder.max_length, reference.encoder.max_length)
+        model.encoder.max_length = reference.encoder.max_length = shorter
+    return Subjects(model, reference, same_tokens=same)
+
+
+def check_variants(checkpoint: Checkpoint, specs: tuple[VariantSpec, ...]) -> None:
+    """Refuse before anything is run what could only fail later.
+
+    Raises:
+        VariantError: The checkpoint is quantized already, or a library is missing.
+    """
+    quantized = quantization_of(checkpoint.config)
+    for spec in specs:
+        if spec.id == "original":
+            continue
+        if quantized:
+            raise VariantError(
+                "variants must be made from a full-precision checkpoint",
+                seen=f"{checkpoint.name} is already quantized ({quantized}); asked for {spec.label}",
+                fix="give the full-precision model as --model, or audit this one alone with "
+                "--variants original",
+            )
+        for requirement in COMPRESSORS[spec.id].requires:
+            if installed(requirement) is None:
+                raise VariantError(
+                    f"variant {spec.id} needs {requirement}",
+                    seen="it is not installed",
+                    fix=f"pip install -c constraints.txt {requirement}",
+                )
+
+
+def _open(config: AuditConfig, name: str, *, is_reference: bool) -> Subject:
+    # The flags that name a part of the audited checkpoint say nothing about the reference.
+    own = ("revision", "subfolder", "tokenizer")
+    args = {k: v for k, v in config.model_args.items() if not (is_reference and k in own)}
+    checkpoint = open_checkpoint(
+        name,
+        model_args=args,
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
+    )
+    tokenizer = load_tokenizer(checkpoint, args.get("tokenizer"))
+    context = context_tokens(checkpoint.config, tokenizer)
+    placement = place(config, getattr(checkpoint.config, "dtype", None))
+    identity = ModelIdentity(
+        name=name,
+        model_type=str(checkpoint.config.model_type),
+        sha256=checkpoint.sha256,
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        context_tokens=context,
+        dtype=str(placement.dtype).removeprefix("torch."),
+    )
+    limit = max_length(config)
+    return Subject(
+        checkpoint, Encoder(tokenizer, min(context, limit or context)), placement, identity
+    )
+
+
+def max_length(config: AuditConfig) -> int | None:
+    """`--max-length`, or the same from `--model-args`."""
+    given = config.model_args.get("max_length")
+    if config.max_length is not None or given is None:
+        return config.max_length
+    if not given.isdigit() or int(given) < 2:
+        raise ConfigError("max_length must be a whole number of at least 2", seen=given)
+    return int(given)
+
+
+def about(subjects: Subjects, records: "Records") -> dict[str, str]:
+    """What the output folder is about; a folder that is about something else is not touched."""
+    model = subjects.model
+    return {
+        "model": model.identity.sha256,
+        "tokenizer": model.identity.tokenizer_sha256,
+        "records": records.summary.sha256,
+        "max_length": str(model.encoder.max_length),
+        "dtype": model.identity.dtype,
+    }
+
+
+def passes(
+    config: AuditConfig, subjects: Subjects, records: "Records", *, root: Path
+) -> dict[str, Pass]:
+    """What is to be scored, by name: the original, the reference, then the variants.
+
+    The original comes first because every comparison needs it, the reference second because the
+    strongest attacks do.
+    """
+    shards = plan_shards(records.n_tokens)
+    found: dict[str, Pass] = {}
+
+    def add(name: str, subject: Subject, spec: VariantSpec) -> None:
+        fingerprint = _fingerprint(subject, spec, records.summary.sha256)
+        found[name] = Pass(
+            name=name,
+            make=lambda: compress(subject.checkpoint, spec, subject.placement),
+            encoder=subject.encoder,
+            store=VariantStore(
+                root, name, fingerprint=fingerprint, shards=shards, record_ids=records.ids
+            ),
+            placement=subject.placement,
+            identity=subject.identity,
+        )
+
+    original, *others = config.variant_specs
+    add(original.label, subjects.model, original)
+    if subjects.reference is not None:
+        add(REFERENCE, subjects.reference, original)
+    for spec in others:
+        add(spec.label, subjects.model, spec)
+    return found
+
+
+def _fingerprint(subject: Subject, spec: VariantSpec, records_sha256: str) -> dict[str, Any]:
+    """Everything that determines the numbers of one version.
+
+    The batch plan is not among it: no record's scores depend on its batch, because variants for
+    which they would are scored one record at a time.
+    """
+    libraries = ("torch", "transformers", *COMPRESSORS[spec.id].requires)
+    return {
+        "store": STORE_VERSION,
+        "variant": spec.canonical,
+        "model": subject.identity.sha256,
+        "tokenizer": subject.identity.tokenizer_sha256,
+        "records": records_sha256,
+        "max_length": subject.encoder.max_length,
+        "dtype": subject.identity.dtype,
+        "device": subject.placement.device.partition(":")[0],
+        "libraries": {name: installed(name) for name in libraries},
+    }

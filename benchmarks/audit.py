@@ -1,0 +1,46 @@
+"""Where the time of a whole audit goes, and what memory it takes, from its own `audit.json`.
+
+    python -m benchmarks.audit [RUN ...]     # finished runs; without any, the demo is run first
+
+The share outside the forward passes and the loading should stay under 15%.
+"""
+
+import sys
+from pathlib import Path
+
+from auditor.judge import read_result
+from auditor.results import AuditResult
+from benchmarks.machine import machine
+
+
+def row(name: str, result: AuditResult) -> str:
+    timings = result.timings
+    forward = sum(step.forward_s for step in timings.variants)
+    load = sum(step.load_s for step in timings.variants)
+    rest = timings.total_s - forward - load
+    peak = max((step.peak_bytes for step in timings.variants), default=0)
+    records = result.records.members.n_audited + result.records.nonmembers.n_audited
+    passed = sum(step.n_forward_records for step in timings.variants)
+    return (
+        f"| {name} | {records:,} x {len(timings.variants)} | {passed:,} | {timings.total_s:.1f} | "
+        f"{load:.1f} | {forward:.1f} | {100 * rest / timings.total_s:.1f}% | {peak / 2**20:,.0f} |"
+    )
+
+
+def main() -> None:
+    runs = [Path(argument) for argument in sys.argv[1:]]
+    if not runs:
+        from auditor.cli import main as run
+
+        run(["demo", "--output-path", "runs/demo", "--display", "plain"])
+        runs = [Path("runs/demo")]
+    print(machine())
+    print("| run | records x versions | forward passes of records | total, s | load, s | forward, s ")
+    print("| outside | peak, MiB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for run_path in runs:
+        print(row(run_path.name, read_result(run_path / "audit.json")))
+
+
+if __name__ == "__main__":
+    main()

@@ -63,7 +63,7 @@ def bare(model: Any, records: list[Encoded]) -> None:
     device = torch.device("cpu")
     ordered = sorted(records, key=lambda record: -len(record.ids))
     lengths = [len(record.ids) for record in ordered]
-    for batch in cut(lengths, Budget(default_tokens(device))):
+    for batch in cut(lengths, Budget(default_tokens(device, model.config))):
         ids = pad([ordered[row] for row in batch], 0, device)
         _ = model(input_ids=ids, use_cache=False).logits
 

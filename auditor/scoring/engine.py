@@ -58,14 +58,14 @@ class Engine:
 
     def __post_init__(self) -> None:
         self._trunk = take_apart(self.model, self.device)
-        tokens = default_tokens(self.device)
+        config = self.model.config.get_text_config()
         if isinstance(self.batch_size, int):
             self._budget = Budget(2**62, self.batch_size)
         else:
-            self._budget = Budget(tokens)
+            self._budget = Budget(default_tokens(self.device, config))
         if self._trunk.head is None:
-            vocabulary = self.model.config.get_text_config().vocab_size
-            self._budget.tokens = min(self._budget.tokens, max(1, MAX_LOGITS // vocabulary))
+            most = max(1, MAX_LOGITS // config.vocab_size)
+            self._budget.tokens = min(self._budget.tokens, most)
         if self.one_at_a_time:
             self._budget.records = 1
 

@@ -25,7 +25,8 @@ class Compressor:
     """One way of compressing.
 
     Attributes:
-        make: "module:name" of `(Checkpoint, options, Placement) -> CompressedModel`.
+        make: "module:name" of `(Checkpoint, options, Placement, *, variant) -> CompressedModel`, where
+            `variant` is the canonical spelling that the receipt carries.
         options: The pydantic model of its options.
         summary: One line for `list variants`.
         requires: Distributions that it needs beyond the core, as pip spells them.

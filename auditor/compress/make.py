@@ -1,0 +1,83 @@
+"""Making a variant: the one door through which every compressor is called and checked."""
+
+import time
+from importlib import import_module
+
+from auditor.compress import COMPRESSORS, VariantSpec
+from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement, quantization_of
+from auditor.compress.receipt import Receipt
+from auditor.errors import VariantError
+
+# A variant that changed less than this share of what it should have changed did nothing.
+LEAST_CHANGED = 0.01
+
+
+def compress(checkpoint: Checkpoint, spec: VariantSpec, placement: Placement) -> CompressedModel:
+    """Make a variant of a checkpoint, with its receipt.
+
+    Args:
+        checkpoint: The original.
+        spec: The variant.
+        placement: Where it goes.
+
+    Raises:
+        VariantError: The checkpoint is quantized already, the library is missing, or the variant
+            changed nothing.
+        ModelError: The weights cannot be loaded.
+    """
+    quantized = quantization_of(checkpoint.config)
+    if quantized and spec.id != "original":
+        raise already_quantized(checkpoint.name, quantized, spec.label)
+    compressor = COMPRESSORS[spec.id]
+    module, _, name = compressor.make.partition(":")
+    begin = time.perf_counter()
+    try:
+        function = getattr(import_module(module), name)
+    except ImportError as error:
+        raise library_missing(spec.id, compressor.requires, str(error)) from error
+    made: CompressedModel = function(checkpoint, spec.options, placement, variant=spec.canonical)
+    seconds = time.perf_counter() - begin
+    receipt = made.receipt.model_copy(update={"compress_s": seconds})
+    if spec.id != "original":
+        check_receipt(receipt)
+    return CompressedModel(made.model, receipt)
+
+
+def check_receipt(receipt: Receipt) -> None:
+    """Refuse a variant that silently skipped its work.
+
+    Raises:
+        VariantError: Under 1% of the weights that it should have changed were changed.
+    """
+    left = sum(item.n_parameters for item in receipt.skipped if "library" in item.reason)
+    wanted = receipt.n_compressed + left
+    if not wanted:
+        raise VariantError(
+            f"{receipt.variant} needs a model with linear layers",
+            seen="none but the output head",
+        )
+    if receipt.n_changed < LEAST_CHANGED * wanted:
+        raise VariantError(
+            f"{receipt.variant} must change the weights that it is for",
+            seen=f"{receipt.n_changed:,} of {wanted:,} weights changed",
+            fix="leave this variant out: it would be the original under another name",
+        )
+
+
+def already_quantized(name: str, quantization: str, variant: str) -> VariantError:
+    """The error for a checkpoint that cannot be compressed again."""
+    return VariantError(
+        "variants must be made from a full-precision checkpoint",
+        seen=f"{name} is already quantized ({quantization}); asked for {variant}",
+        fix="give the full-precision model as --model, or audit this one alone with "
+        "--variants original",
+    )
+
+
+def library_missing(variant: str, requires: tuple[str, ...], seen: str) -> VariantError:
+    """The error for a library that is not there, with the line that installs it."""
+    return VariantError(
+        f"variant {variant} needs {', '.join(requires) or 'a library'}",
+        seen=seen,
+        fix=f"pip install -c constraints.txt {' '.join(requires)}",
+    )

@@ -1,0 +1,106 @@
+"""From a row to the text of a record, and to its side."""
+
+from typing import Any
+
+from auditor.config import AuditConfig
+from auditor.errors import RecordsError
+from auditor.scoring.encode import RecordText
+from auditor.sources import Placed
+
+MEMBER = ("1", "true", "member", "yes")
+NONMEMBER = ("0", "false", "nonmember", "non-member", "no")
+
+
+class RowReader:
+    """Knows which columns hold a record.
+
+    Args:
+        config: Names of the columns.
+        tokenizer: For the chat template of conversations.
+    """
+
+    def __init__(self, config: AuditConfig, tokenizer: Any) -> None:  # noqa: ANN401
+        self._config = config
+        self._tokenizer = tokenizer
+
+    def text(self, placed: Placed) -> RecordText:
+        """The text column, else a conversation, else prompt and completion.
+
+        Raises:
+            RecordsError: None of these columns is there, or a value is no text.
+        """
+        config, row = self._config, placed.row
+        if config.text_column in row:
+            return RecordText(self._string(placed, config.text_column))
+        if config.messages_column in row:
+            return self._conversation(placed)
+        if config.prompt_column in row and config.completion_column in row:
+            return RecordText(
+                self._string(placed, config.completion_column),
+                prompt=self._string(placed, config.prompt_column),
+            )
+        wanted = (
+            f"{config.text_column!r}, {config.messages_column!r}, or {config.prompt_column!r} "
+            f"and {config.completion_column!r}"
+        )
+        raise RecordsError(
+            f"{placed.where} must have a column {wanted}",
+            seen=f"columns: {', '.join(map(str, row)) or 'none'}",
+            fix="name the column with --text-column",
+        )
+
+    def side(self, placed: Placed) -> bool:
+        """Whether the row is a member, by the label column.
+
+        Raises:
+            RecordsError: There is no such column, or its value says neither.
+        """
+        column = self._config.label_column
+        if column not in placed.row:
+            raise RecordsError(
+                f"{placed.where} must have a label column {column!r}",
+                seen=f"columns: {', '.join(map(str, placed.row)) or 'none'}",
+                fix="name it with --label-column",
+            )
+        value = str(placed.row[column]).strip().lower()
+        if value in MEMBER or value in NONMEMBER:
+            return value in MEMBER
+        raise RecordsError(
+            f"{placed.where}: {column} must be 1 or 0, true or false, member or nonmember",
+            seen=repr(placed.row[column]),
+        )
+
+    def _string(self, placed: Placed, column: str) -> str:
+        value = placed.row[column]
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise RecordsError(
+                f"{placed.where}: {column} must be text", seen=f"a {type(value).__name__}"
+            )
+        return value
+
+    def _conversation(self, placed: Placed) -> RecordText:
+        column = self._config.messages_column
+        messages = placed.row[column]
+        if not messages:
+            return RecordText("")
+        if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
+            raise RecordsError(
+                f"{placed.where}: {column} must be a list of messages",
+                seen=type(messages).__name__,
+                fix='for example [{"role": "user", "content": "..."}]',
+            )
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise RecordsError(
+                f"{placed.where}: {column} needs a tokenizer with a chat template",
+                seen="the model's tokenizer has none",
+                fix="give a text column instead",
+            )
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception as error:  # templates raise whatever their authors thought of
+            raise RecordsError(
+                f"{placed.where}: {column} must fit the model's chat template", seen=str(error)
+            ) from error
+        return RecordText(text, add_special_tokens=False)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, norm
 
@@ -94,6 +94,7 @@ def test_swapping_the_models_turns_the_sign():
     )
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_differences_are_those_of_the_single_figures_whatever_the_ties(data):
     def side(size):
@@ -215,6 +216,7 @@ def test_holm_does_not_count_what_is_absent():
             holm([0.5, wrong])
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_rejects_what_the_step_down_procedure_rejects(p_values):
     adjusted = holm(p_values)

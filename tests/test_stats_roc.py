@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, chi2_contingency, norm
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -99,6 +99,7 @@ def test_what_is_no_signal_is_refused(call):
         call(good.reshape(5, 6), good)
 
 
+@settings(deadline=None)
 @given(SIDE, SIDE, RATE)
 def test_a_monotone_map_changes_nothing(members, nonmembers, fpr):
     mapped = ranked(members, nonmembers)
@@ -109,6 +110,7 @@ def test_a_monotone_map_changes_nothing(members, nonmembers, fpr):
     )
 
 
+@settings(deadline=None)
 @given(SIDE, SIDE)
 def test_swapped_sides_mirror_the_auc(members, nonmembers):
     assert auc(nonmembers, members) == pytest.approx(1 - auc(members, nonmembers), abs=1e-12)
@@ -119,6 +121,7 @@ def test_swapped_sides_mirror_the_auc(members, nonmembers):
         assert back.high == pytest.approx(1 - there.low, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(SIDE, SIDE, st.randoms(use_true_random=False))
 def test_the_order_of_records_does_not_matter(members, nonmembers, random):
     shuffled = [np.array(random.sample(list(side), len(side))) for side in (members, nonmembers)]
@@ -137,6 +140,7 @@ def test_the_order_of_records_does_not_matter(members, nonmembers, random):
         assert ours.method == other.method
 
 
+@settings(deadline=None)
 @given(SIDE, SIDE, RATE)
 def test_tpr_equals_the_best_point_of_scikit_learns_curve(members, nonmembers, fpr):
     assert tpr_at_fpr(members, nonmembers, fpr=fpr) == sklearn_tpr(members, nonmembers, fpr)

@@ -1,8 +1,8 @@
 """Compressors: from the original and a variant's name to a compressed model with its receipt.
 
 `COMPRESSORS` is the only registry: one line per compressor. `make` names a function
-`(Checkpoint, options, Placement) -> CompressedModel` as "module:name", so that nothing heavy is
-imported before it is needed; `options` is a pydantic model from `options.py`.
+`(Checkpoint, options, Placement, *, variant) -> CompressedModel` as "module:name", so that nothing
+heavy is imported before it is needed; `options` is a pydantic model from `options.py`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,8 +25,9 @@ class Compressor:
     """One way of compressing.
 
     Attributes:
-        make: "module:name" of `(Checkpoint, options, Placement, *, variant) -> CompressedModel`, where
-            `variant` is the canonical spelling that the receipt carries.
+        make: "module:name" of `(Checkpoint, options, Placement, *, variant: str) ->
+            CompressedModel`, where `variant` is the canonical spelling that the receipt carries;
+            `make.compress` calls it, times it and checks the receipt.
         options: The pydantic model of its options.
         summary: One line for `list variants`.
         requires: Distributions that it needs beyond the core, as pip spells them.

@@ -1,19 +1,20 @@
 """LLM.int8, NF4 and FP4 through bitsandbytes, on a CPU and on CUDA."""
 
 import logging
-import warnings
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement, load_model
 from auditor.compress.measure import (
     Ledger,
-    count_parameters,
+    OriginalWeights,
     matrices,
     stored_dtype,
     write_receipt,
@@ -22,22 +23,26 @@ from auditor.compress.options import FourBitOptions, Int8Options
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what bitsandbytes says at import and at every layer away from the terminal.
+def without_hub_kernels() -> Iterator[None]:
+    """Keep bitsandbytes from fetching a kernel from the hub while it is imported.
 
-    It reports a missing optional kernel, which would have to be fetched from a hub, and every cast
-    of an input to float16, which is how LLM.int8 works.
+    It asks for one on some processors where the package `kernels` is installed, and falls back to
+    its own where it is not.
     """
-    names = ("bitsandbytes", "bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions")
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*MatMul8bitLt.*")
+    there = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    try:
         yield
+    finally:
+        del sys.modules["kernels"]
+        if there is not None:
+            sys.modules["kernels"] = there
 
 
-with quiet():
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+# It logs the kernel that it did not get, and every cast to float16, which is how LLM.int8 works.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+with without_hub_kernels():
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     from auditor.compress.bnb_cpu import make_right, unpacked_weight
 
@@ -46,111 +51,140 @@ def make_nf4(
     checkpoint: Checkpoint, options: FourBitOptions, placement: Placement, *, variant: str
 ) -> CompressedModel:
     """4-bit NormalFloat (Dettmers et al. 2023)."""
-    return _make_4bit(checkpoint, options, placement, variant=variant, kind="nf4")
+    return _make(checkpoint, placement, _four_bit("nf4", options, placement), variant=variant)
 
 
 def make_fp4(
     checkpoint: Checkpoint, options: FourBitOptions, placement: Placement, *, variant: str
 ) -> CompressedModel:
     """4-bit float."""
-    return _make_4bit(checkpoint, options, placement, variant=variant, kind="fp4")
+    return _make(checkpoint, placement, _four_bit("fp4", options, placement), variant=variant)
 
 
 def make_int8(
     checkpoint: Checkpoint, options: Int8Options, placement: Placement, *, variant: str
 ) -> CompressedModel:
     """LLM.int8 (Dettmers et al. 2022)."""
-    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=options.threshold)
-    return _make(
-        checkpoint,
-        placement,
-        config,
-        variant=variant,
-        batch_dependent=options.threshold > 0,
+    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_8bit=True, llm_int8_threshold=options.threshold
     )
+    return _make(checkpoint, placement, config, variant=variant)
 
 
-def _make_4bit(
-    checkpoint: Checkpoint,
-    options: FourBitOptions,
-    placement: Placement,
-    *,
-    variant: str,
-    kind: str,
-) -> CompressedModel:
+def _four_bit(kind: str, options: FourBitOptions, placement: Placement) -> BitsAndBytesConfig:
     # The type is always named: the library's own default is fp4.
-    config = BitsAndBytesConfig(
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=options.double_quant,
         bnb_4bit_compute_dtype=placement.dtype,
     )
-    return _make(checkpoint, placement, config, variant=variant)
+
+
+class Quantized(NamedTuple):
+    """A model with bitsandbytes layers, right on this machine.
+
+    Attributes:
+        model: The model.
+        bits_per_weight: Of its quantized matrices, scales included.
+        batch_dependent: Whether a record's scores depend on the batch.
+        repairs: What was wrong with the library here, and what was done.
+    """
+
+    model: PreTrainedModel
+    bits_per_weight: float
+    batch_dependent: bool
+    repairs: list[str]
+
+
+def load_quantized(
+    checkpoint: Checkpoint, placement: Placement, config: BitsAndBytesConfig | None = None
+) -> Quantized:
+    """Load a model with quantized layers, probe them and mend what is wrong.
+
+    Args:
+        checkpoint: What to load.
+        placement: Where to, and in which dtype.
+        config: How to quantize it; None where the checkpoint is quantized already.
+
+    Raises:
+        VariantError: A layer stays wrong after every repair.
+    """
+    more = {} if config is None else {"quantization_config": config}
+    model = load_model(checkpoint, placement, **more)
+    repairs = make_right(model)
+    layers: list[Any] = [module for module in model.modules() if is_quantized(module)]
+    n_bits = sum(8 * t.numel() * t.element_size() for layer in layers for t in _stored(layer))
+    n_weights = sum(layer.in_features * layer.out_features for layer in layers)
+    # Outlier columns are picked over the whole batch wherever there is a threshold.
+    batch_dependent = any(
+        isinstance(layer, Linear8bitLt) and layer.state.threshold > 0 for layer in layers
+    )
+    return Quantized(model, n_bits / max(1, n_weights), batch_dependent, repairs)
 
 
 def _make(
-    checkpoint: Checkpoint,
-    placement: Placement,
-    config: BitsAndBytesConfig,
-    *,
-    variant: str,
-    batch_dependent: bool = False,
+    checkpoint: Checkpoint, placement: Placement, config: BitsAndBytesConfig, *, variant: str
 ) -> CompressedModel:
-    with quiet():
-        model = load_model(checkpoint, placement, quantization_config=config)
-        repairs = make_right(model)
-    # The quantized model is a quarter of the original, so that both are in memory only now.
-    original = load_model(checkpoint, Placement("cpu", placement.dtype))
-    ledger, n_bits = Ledger(), 0
-    for name, module in matrices(original):
-        layer = model.get_submodule(name)
-        if not isinstance(layer, Linear4bit | Linear8bitLt):
+    quantized = load_quantized(checkpoint, placement, config)
+    original = OriginalWeights(checkpoint, quantized.model, dtype=placement.dtype)
+    ledger = Ledger()
+    for name, layer in matrices(quantized.model):
+        if not is_quantized(layer):
             continue
-        after = weight_of(layer).to("cpu", placement.dtype)
-        before = module.weight.data
+        shape = torch.Size((layer.out_features, layer.in_features))
         # bitsandbytes holds a Conv1D of GPT-2 as a Linear, the other way round.
-        before = before if isinstance(module, nn.Linear) else before.T
-        ledger.add(name, type(layer).__name__, before.contiguous(), after)
-        n_bits += 8 * sum(t.numel() * t.element_size() for t in _stored(layer))
+        is_linear = issubclass(layer.source_cls, nn.Linear)
+        before = original.read(name, shape if is_linear else torch.Size(reversed(shape)))
+        after = weight_of(layer, dtype=placement.dtype).cpu()
+        ledger.add(name, kind_of(layer), before=before if is_linear else before.T, after=after)
     receipt = write_receipt(
-        model,
+        quantized.model,
         ledger,
         variant=variant,
         library=f"bitsandbytes {version('bitsandbytes')}",
-        n_parameters=count_parameters(original),
-        bits_per_weight=n_bits / max(1, ledger.n_compressed),
-        stored_dtype=stored_dtype(checkpoint.config, placement.dtype),
-        batch_dependent=batch_dependent,
-        repairs=repairs,
+        bits_per_weight=quantized.bits_per_weight,
+        stored=stored_dtype(checkpoint.config, placement.dtype),
+        batch_dependent=quantized.batch_dependent,
+        repairs=quantized.repairs,
     )
-    return CompressedModel(model, receipt)
+    return CompressedModel(quantized.model, receipt)
 
 
-def weight_of(layer: nn.Module) -> Tensor:
-    """The weight that a quantized layer stands for, float32, shape (out, in).
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a module is one of bitsandbytes' and its weight is in its format by now."""
+    if isinstance(module, Linear4bit):
+        return getattr(module.weight, "quant_state", None) is not None
+    return isinstance(module, Linear8bitLt) and module.weight.dtype == torch.int8
 
-    Raises:
-        TypeError: The layer is not one of bitsandbytes'.
+
+def kind_of(layer: nn.Module) -> str:
+    """The library's class of a layer, also where a repair put a subclass in its place."""
+    return "Linear4bit" if isinstance(layer, Linear4bit) else "Linear8bitLt"
+
+
+def weight_of(layer: nn.Module, *, dtype: torch.dtype) -> Tensor:
+    """The weight that a quantized layer computes with, float32, shape (out, in).
+
+    A 4-bit layer unpacks its weights to `dtype` and multiplies them so; LLM.int8 multiplies the
+    integers and applies the scales to the result, so that nothing of the weight is rounded.
     """
     if isinstance(layer, Linear4bit):
-        return unpacked_weight(layer)
-    if isinstance(layer, Linear8bitLt):
-        codes, scales = _int8(layer)
-        return codes.float() * (scales.float()[:, None] / 127)
-    raise TypeError(f"{type(layer).__name__} is not a quantized layer")
+        return unpacked_weight(layer).to(dtype).float()
+    codes, scales = _int8(layer)
+    return codes.float() * (scales.float()[:, None] / 127)
 
 
-def _int8(layer: Linear8bitLt) -> tuple[Tensor, Tensor]:
-    scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+def _int8(layer: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    # The scales move from the weight to the layer's state at the first forward.
+    scales = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB
     return layer.weight.data, scales
 
 
-def _stored(layer: nn.Module) -> list[Tensor]:
-    """The tensors that hold a layer's weights: codes and scales, without the shared code book."""
+def _stored(layer: Any) -> list[Tensor]:  # noqa: ANN401
+    """The tensors that hold a layer's weights: codes and scales, without the shared code books."""
     if isinstance(layer, Linear8bitLt):
         return list(_int8(layer))
-    state: Any = layer.weight.quant_state
-    scales = [state.absmax]
-    if state.nested:
-        scales += [state.state2.absmax, state.offset.reshape(1)]
-    return [layer.weight.data, *scales]
+    state = layer.weight.quant_state
+    nested = [state.state2.absmax, state.offset] if state.nested else []
+    return [layer.weight.data, state.absmax, *nested]

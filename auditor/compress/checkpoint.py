@@ -1,17 +1,26 @@
 """The checkpoint that is audited: found, checked and identified, and loaded when asked.
 
 Everything that can be refused without reading weights is refused here: a folder without a
-tokenizer, pickle-only weights, remote code, a file that was cut off.
+tokenizer, pickle-only weights, remote code, an adapter without its model, a file that was cut off.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from auditor.compress.weights import (
+    first_line,
+    model_sha256,
+    read_json,
+    some_files,
+    weight_files,
+)
 from auditor.errors import ModelError
 
 if TYPE_CHECKING:
@@ -25,11 +34,17 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "tokenizer.model",
     "vocab.json",
+    "vocab.txt",
     "spiece.model",
 )
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+# For models without a limit (state space models, some with ALiBi) whose tokenizer names none.
 DEFAULT_CONTEXT = 2048
-HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+# Tokenizers without a limit say so with an absurdly large number.
+NO_LIMIT = 10**7
+HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclass(frozen=True)
@@ -92,13 +107,13 @@ def open_checkpoint(
         ModelError: It cannot be used; says why and what to do.
     """
     args = dict(model_args or {})
-    path = _folder(name, args, allow_pickle=allow_pickle)
-    if not (path / "config.json").is_file():
-        raise ModelError(
-            f"{name} must be a model in the Hugging Face format",
-            seen=f"no config.json among {_some_files(path)}",
-            fix="give the folder that save_pretrained wrote",
-        )
+    patterns = [
+        *HUB_FILES,
+        *(["pytorch_model*.bin"] if allow_pickle else []),
+        *(["*.py"] if trust_remote_code else []),
+    ]
+    path = _folder(name, args.get("revision"), patterns) / args.get("subfolder", "")
+    _check_whole_model(name, path)
     config = _config(name, path, trust_remote_code=trust_remote_code)
     if not any((path / file).is_file() for file in TOKENIZER_FILES) and "tokenizer" not in args:
         raise ModelError(
@@ -107,7 +122,7 @@ def open_checkpoint(
             fix="save it with tokenizer.save_pretrained(...), or name one with "
             "--model-args tokenizer=PATH",
         )
-    weights = _weight_files(name, path, allow_pickle=allow_pickle)
+    weights = weight_files(name, path, allow_pickle=allow_pickle)
     load_args: dict[str, Any] = {
         "trust_remote_code": trust_remote_code,
         "use_safetensors": weights[0].suffix == ".safetensors",
@@ -117,64 +132,106 @@ def open_checkpoint(
     return Checkpoint(name, path, config, model_sha256(path, weights), load_args)
 
 
-def _folder(name: str, args: Mapping[str, str], *, allow_pickle: bool) -> Path:
+def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """The local folder of a path or a model id; only an id may go to the hub, and not offline."""
     path = Path(name).expanduser()
     if path.is_dir():
-        return path / args.get("subfolder", "")
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return path
+    must = "--model must be a folder in the Hugging Face format, or a model id"
+    if path.exists() or not HUB_ID.fullmatch(name):
         raise ModelError(
-            "--model must be a folder in the Hugging Face format, or a model id",
+            must,
             seen=f"{name} is {'a file' if path.exists() else 'not there'}",
+            fix="give the folder that save_pretrained wrote",
         )
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
-    patterns = [*HUB_FILES, *(["*.bin"] if allow_pickle else [])]
-    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
-    try:
-        found = snapshot_download(
-            name,
-            revision=args.get("revision"),
-            allow_patterns=patterns,
-            local_files_only=offline,
-        )
-    except Exception as error:  # the hub raises errors of several libraries
+    offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+    problem: Exception | None = None
+    for local in (True,) if offline else (True, False):
+        try:
+            found = Path(
+                snapshot_download(
+                    name, revision=revision, allow_patterns=patterns, local_files_only=local
+                )
+            )
+        except (OSError, ValueError) as error:  # what the hub raises derives from these
+            problem = error
+            continue
+        # A cache may hold a configuration alone, left by a program that asked for no more.
+        if not local or offline or _holds_weights(found):
+            return found
+    where = "HF_HUB_OFFLINE is set, and the cache" if offline else "the hub"
+    raise ModelError(
+        must,
+        seen=f"{name} is no folder here; {where} gave: {first_line(problem)}",
+        fix="give the path of a local folder" + (", or unset HF_HUB_OFFLINE" if offline else ""),
+    ) from problem
+
+
+def _holds_weights(path: Path) -> bool:
+    return any(path.rglob("*.safetensors")) or any(path.rglob("pytorch_model*.bin"))
+
+
+def _check_whole_model(name: str, path: Path) -> None:
+    if (path / "adapter_config.json").is_file():
+        # With this file there, transformers would load the model that it names, from anywhere.
         raise ModelError(
-            "--model must be a folder in the Hugging Face format, or a model id that can be had",
-            seen=f"{name} is no folder here, and the hub gave: {str(error).splitlines()[0]}",
-            fix="give the path of a local folder",
-        ) from error
-    return Path(found) / args.get("subfolder", "")
+            f"{name} must be a whole model",
+            seen="adapter_config.json: it is an adapter, or holds one",
+            fix="merge it into its model first: peft's merge_and_unload(), then save_pretrained",
+        )
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{name} must be a model in the Hugging Face format",
+            seen=f"no config.json among {some_files(path)}",
+            fix="give the folder that save_pretrained wrote",
+        )
 
 
 def _config(name: str, path: Path, *, trust_remote_code: bool) -> "PretrainedConfig":
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    try:
-        raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name}/config.json must be readable JSON", seen=str(error)) from error
-    remote = isinstance(raw, dict) and "auto_map" in raw
+    raw = read_json(name, path / "config.json")
+    has_code = "AutoModelForCausalLM" in raw.get("auto_map", {})
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            path, trust_remote_code=trust_remote_code
+            path, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:  # transformers raises whatever the file provokes
-        if remote and not trust_remote_code:
+        if "auto_map" in raw and not trust_remote_code:
             raise _remote_code(name) from error
         raise ModelError(
             f"{name} must be a model that this transformers knows",
-            seen=str(error).strip().splitlines()[0],
+            seen=first_line(error),
+            fix="check model_type in config.json, or install a transformers that knows it",
         ) from error
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if _is_causal(config, raw.get("architectures") or []):
         return config
-    if remote and "AutoModelForCausalLM" in raw["auto_map"]:
-        if trust_remote_code:
-            return config
+    if has_code and trust_remote_code:
+        return config
+    if has_code:
         raise _remote_code(name)
     raise ModelError(
         f"{name} must be a causal language model",
         seen=f"model_type {config.model_type}, architectures {raw.get('architectures')}",
+        fix="audit a decoder that predicts the next token",
+    )
+
+
+def _is_causal(config: "PretrainedConfig", architectures: list[str]) -> bool:
+    """Whether transformers itself has the model, and the weights are of one with such a head."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    )
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
+        return False
+    # BERT too has a causal class, into which the weights of a masked model would go unasked.
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return not architectures or any(
+        name in known or name.endswith(CAUSAL_HEADS) for name in architectures
     )
 
 
@@ -186,66 +243,6 @@ def _remote_code(name: str) -> ModelError:
     )
 
 
-def _weight_files(name: str, path: Path, *, allow_pickle: bool) -> list[Path]:
-    """The files that hold the weights, checked as far as their headers tell."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [path / file for file in names]
-    else:
-        files = sorted(path.glob("model*.safetensors"))
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise ModelError(
-            f"{name} must hold all of its weights", seen=f"missing: {', '.join(missing)}"
-        )
-    for file in files:
-        _check_safetensors(name, file)
-    if files:
-        return files
-    pickles = sorted([*path.glob("pytorch_model*.bin"), *path.glob("*.pth")])
-    if pickles and not allow_pickle:
-        raise ModelError(
-            f"{name} must hold its weights as safetensors",
-            seen=f"only pickle: {', '.join(file.name for file in pickles)}",
-            fix="convert it, or give --allow-pickle if you trust where it comes from",
-        )
-    if not pickles:
-        raise ModelError(
-            f"{name} must hold weights",
-            seen=f"no model*.safetensors among {_some_files(path)}",
-        )
-    return pickles
-
-
-def _check_safetensors(name: str, file: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{name}/{file.name} must be a whole safetensors file",
-            seen=str(error),
-            fix="copy or download it again",
-        ) from error
-
-
-def _some_files(path: Path) -> str:
-    names = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "no files"
-
-
-def model_sha256(path: Path, weights: list[Path]) -> str:
-    """SHA-256 over `config.json` and the weight files: names and contents, in order, hex."""
-    total = hashlib.sha256()
-    for file in [path / "config.json", *weights]:
-        with file.open("rb") as opened:
-            content = hashlib.file_digest(opened, "sha256").digest()
-        total.update(file.name.encode() + b"\0" + content)
-    return total.hexdigest()
-
-
 def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "PreTrainedModel":  # noqa: ANN401
     """Load the weights: eval mode, no gradients, on `placement`.
 
@@ -255,32 +252,60 @@ def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "Pr
         more: Further arguments of `from_pretrained`, such as `quantization_config`.
 
     Raises:
-        ModelError: The weights do not fit the configuration.
+        ModelError: The weights do not fit the configuration, or some are missing.
     """
+    import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    must = f"{checkpoint.name} must hold weights that fit its config.json"
+    loader: Any = AutoModelForCausalLM
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path,
-            dtype=placement.dtype,
-            device_map=placement.device,
-            **checkpoint.load_args,
-            **more,
-        )
-    except (OSError, ValueError, KeyError) as error:
+        with _quiet_transformers():
+            model, info = loader.from_pretrained(
+                checkpoint.path,
+                dtype=placement.dtype,
+                device_map={"": placement.device},
+                local_files_only=True,
+                weights_only=True,
+                output_loading_info=True,
+                **checkpoint.load_args,
+                **more,
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if more:  # then the failure may be another library's, and is told apart by the caller
+            raise
         raise ModelError(
-            f"{checkpoint.name} must hold weights that fit its config.json",
-            seen=str(error).strip().splitlines()[0],
+            must, seen=first_line(error), fix="give the folder that save_pretrained wrote"
         ) from error
+    # transformers fills what it does not find with random numbers and says so in its log only.
+    parameters = {name for name, _ in model.named_parameters()}
+    if missing := sorted(parameters & set(info["missing_keys"])):
+        raise ModelError(
+            must,
+            seen=f"{len(missing)} tensors are missing, such as {missing[0]}",
+            fix="save the model with its output head, as AutoModelForCausalLM does",
+        )
+    ready: PreTrainedModel = model.eval().requires_grad_(requires_grad=False)
+    return ready
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and no load reports: what matters in them is raised as an error."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
     finally:
+        logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-    model.eval()
-    model.requires_grad_(requires_grad=False)
-    return model
 
 
 def load_tokenizer(checkpoint: Checkpoint, tokenizer: str | None = None) -> Any:  # noqa: ANN401
@@ -299,7 +324,7 @@ def load_tokenizer(checkpoint: Checkpoint, tokenizer: str | None = None) -> Any:
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(
             f"the tokenizer of {checkpoint.name} must load",
-            seen=str(error).strip().splitlines()[0],
+            seen=first_line(error),
             fix="name another with --model-args tokenizer=PATH",
         ) from error
 
@@ -317,21 +342,27 @@ def tokenizer_sha256(tokenizer: Any) -> str:  # noqa: ANN401
 
 
 def context_tokens(config: "PretrainedConfig", tokenizer: Any) -> int:  # noqa: ANN401
-    """Tokens that the model was made for: beyond them GPT-2 crashes and rotary models extrapolate."""
+    """Tokens that model and tokenizer both take: beyond, GPT-2 crashes and rotary models guess."""
     text = config.get_text_config()
-    for name in CONTEXT_NAMES:
-        value = getattr(text, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
+    limits = [getattr(text, name, None) for name in CONTEXT_NAMES]
+    # The first name wins: where a model has several, the later ones are legacy.
+    found = [limit for limit in limits if isinstance(limit, int) and limit > 1][:1]
     limit = getattr(tokenizer, "model_max_length", None)
-    # Tokenizers without a limit say so with an absurdly large number.
-    return limit if isinstance(limit, int) and 0 < limit < 10**7 else DEFAULT_CONTEXT
+    if isinstance(limit, int) and 1 < limit < NO_LIMIT:
+        found.append(limit)
+    return min(found, default=DEFAULT_CONTEXT)
 
 
 def quantization_of(config: "PretrainedConfig") -> str | None:
     """The quantization that a checkpoint already carries, or None."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return None
-    method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
-    return str(getattr(method, "value", method))
+    for part in (config, config.get_text_config()):
+        for name in ("quantization_config", "compression_config"):
+            found = getattr(part, name, None)
+            if not found:
+                continue
+            get = found.get if isinstance(found, dict) else lambda k, f=found: getattr(f, k, None)
+            method = get("quant_method")
+            if method is None:  # written before the method was named there
+                method = "bitsandbytes" if get("load_in_8bit") or get("load_in_4bit") else "unknown"
+            return str(getattr(method, "value", method))
+    return None

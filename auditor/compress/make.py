@@ -5,7 +5,8 @@ from importlib import import_module
 
 from auditor.compress import COMPRESSORS, VariantSpec
 from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement, quantization_of
-from auditor.compress.receipt import Receipt
+from auditor.compress.receipt import LEFT, Receipt
+from auditor.compress.weights import first_line
 from auditor.errors import VariantError
 
 # A variant that changed less than this share of what it should have changed did nothing.
@@ -21,45 +22,72 @@ def compress(checkpoint: Checkpoint, spec: VariantSpec, placement: Placement) ->
         placement: Where it goes.
 
     Raises:
-        VariantError: The checkpoint is quantized already, the library is missing, or the variant
-            changed nothing.
+        VariantError: The checkpoint is quantized already, the library is missing or fails, or the
+            variant changed nothing.
         ModelError: The weights cannot be loaded.
     """
     quantized = quantization_of(checkpoint.config)
     if quantized and spec.id != "original":
         raise already_quantized(checkpoint.name, quantized, spec.label)
-    compressor = COMPRESSORS[spec.id]
-    module, _, name = compressor.make.partition(":")
     begin = time.perf_counter()
-    try:
-        function = getattr(import_module(module), name)
-    except ImportError as error:
-        raise library_missing(spec.id, compressor.requires, str(error)) from error
-    made: CompressedModel = function(checkpoint, spec.options, placement, variant=spec.canonical)
+    made = _call(checkpoint, spec, placement)
     seconds = time.perf_counter() - begin
     receipt = made.receipt.model_copy(update={"compress_s": seconds})
     if spec.id != "original":
-        check_receipt(receipt)
+        check_receipt(receipt, changed_share=spec.options.changed_share)
     return CompressedModel(made.model, receipt)
 
 
-def check_receipt(receipt: Receipt) -> None:
+def _call(checkpoint: Checkpoint, spec: VariantSpec, placement: Placement) -> CompressedModel:
+    import torch
+
+    compressor = COMPRESSORS[spec.id]
+    module, _, name = compressor.make.partition(":")
+    try:
+        function = getattr(import_module(module), name)
+        made: CompressedModel = function(
+            checkpoint, spec.options, placement, variant=spec.canonical
+        )
+    except ImportError as error:
+        raise library_missing(spec.id, compressor.requires, first_line(error)) from error
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        # Where no other library is at work, such an error is a defect of this program.
+        if not compressor.requires:
+            raise
+        raise VariantError(
+            f"{spec.label} must be possible for this model on this machine",
+            seen=f"{', '.join(compressor.requires)} raised {type(error).__name__}: "
+            f"{first_line(error)}",
+            fix="leave this variant out, or try another version of the library",
+        ) from error
+    return made
+
+
+def check_receipt(receipt: Receipt, *, changed_share: float = 1.0) -> None:
     """Refuse a variant that silently skipped its work.
+
+    Args:
+        receipt: What was counted.
+        changed_share: Share of the weights that the compressor is meant to change.
 
     Raises:
         VariantError: Under 1% of the weights that it should have changed were changed.
     """
-    left = sum(item.n_parameters for item in receipt.skipped if "library" in item.reason)
-    wanted = receipt.n_compressed + left
+    left = sum(item.n_parameters for item in receipt.skipped if item.reason == LEFT)
+    wanted = round(changed_share * (receipt.n_compressed + left))
     if not wanted:
         raise VariantError(
-            f"{receipt.variant} needs a model with linear layers",
-            seen="none but the output head",
+            f"{receipt.variant} needs a model with linear layers that it can change",
+            seen=f"{receipt.n_compressed + left:,} weights beside embeddings and output head",
+            fix="leave this variant out",
         )
     if receipt.n_changed < LEAST_CHANGED * wanted:
         raise VariantError(
             f"{receipt.variant} must change the weights that it is for",
-            seen=f"{receipt.n_changed:,} of {wanted:,} weights changed",
+            seen=f"{receipt.n_changed:,} of {wanted:,} weights changed"
+            + (f"; {left:,} were left in full precision" if left else ""),
             fix="leave this variant out: it would be the original under another name",
         )
 
@@ -76,8 +104,9 @@ def already_quantized(name: str, quantization: str, variant: str) -> VariantErro
 
 def library_missing(variant: str, requires: tuple[str, ...], seen: str) -> VariantError:
     """The error for a library that is not there, with the line that installs it."""
+    named = " ".join(requires)
     return VariantError(
-        f"variant {variant} needs {', '.join(requires) or 'a library'}",
+        f"variant {variant} needs {', '.join(requires) or 'a library that is not installed'}",
         seen=seen,
-        fix=f"pip install -c constraints.txt {' '.join(requires)}",
+        fix=f"pip install -c constraints.txt {named}" if named else "install what is named above",
     )

@@ -1,26 +1,76 @@
 """Counting what a variant really changed, on the model that will be scored."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from auditor.compress.receipt import Compressed, Receipt, Skipped
+from auditor.compress.checkpoint import Checkpoint, Placement, load_model
+from auditor.compress.receipt import LEFT, Compressed, Receipt, Skipped
+from auditor.compress.weights import weight_files
 
-# Rows of a matrix that are compared at once, so that no second copy of a large one is made.
-CHUNK = 2**24
+# Entries of a matrix that are compared at once, so that no second copy of a large one is made.
+CHUNK = 2**22
 
 
-def matrices(model: Any) -> Iterator[tuple[str, nn.Module]]:  # noqa: ANN401
-    """The modules that compression is for: every Linear and Conv1D but the output head."""
-    head = model.get_output_embeddings()
+def matrices(model: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """The modules that compression is for: every Linear and Conv1D with a weight of its own.
+
+    The output head is none of them, nor is a module that shares the input embedding's weight; a
+    weight that several modules share comes once.
+    """
+    head, seen = model.get_output_embeddings(), {id(_embedding_weight(model))}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and module is not head:
+        if not isinstance(module, nn.Linear | Conv1D) or module is head:
+            continue
+        if id(module.weight) not in seen:
+            seen.add(id(module.weight))
             yield name, module
+
+
+def _embedding_weight(model: Any) -> Tensor | None:  # noqa: ANN401
+    return getattr(model.get_input_embeddings(), "weight", None)
+
+
+class OriginalWeights:
+    """The original's matrices, read one at a time, so that the original is never held beside."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any, *, dtype: torch.dtype) -> None:  # noqa: ANN401
+        """Find the tensors in the checkpoint's files.
+
+        Args:
+            checkpoint: The original.
+            model: The variant, for the prefix that base models are saved without.
+            dtype: What they are cast to, so that the cast alone does not count as a change.
+        """
+        self._checkpoint, self._dtype = checkpoint, dtype
+        self._prefix = f"{model.base_model_prefix}."
+        self._files: dict[str, Any] = {}
+        self._model: Any = None
+        files = weight_files(checkpoint.name, checkpoint.path, allow_pickle=True)
+        for file in (file for file in files if file.suffix == ".safetensors"):
+            with safe_open(file, framework="pt") as opened:
+                self._files.update(dict.fromkeys(opened.keys(), file))
+
+    def read(self, module: str, shape: torch.Size) -> Tensor:
+        """The weight of a module by its name in the model, on the CPU."""
+        name = f"{module}.weight"
+        for key in (name, name.removeprefix(self._prefix)):
+            if key in self._files:
+                with safe_open(self._files[key], framework="pt") as opened:
+                    found: Tensor = opened.get_tensor(key)
+                if found.shape == shape:
+                    return found.to(self._dtype)
+        # Pickles, and old checkpoints with other names, which only transformers can tell.
+        if self._model is None:
+            self._model = load_model(self._checkpoint, Placement("cpu", self._dtype))
+        loaded: Tensor = self._model.get_parameter(name)
+        return loaded.detach()
 
 
 @dataclass
@@ -32,7 +82,7 @@ class Ledger:
     squared_norm: float = 0.0
     n_zeros: int = 0
 
-    def add(self, name: str, kind: str, before: Tensor, after: Tensor) -> None:
+    def add(self, name: str, kind: str, *, before: Tensor, after: Tensor) -> None:
         """Count one matrix.
 
         Args:
@@ -45,12 +95,12 @@ class Ledger:
         error = norm = 0.0
         old, new = before.reshape(-1), after.reshape(-1)
         for start in range(0, old.numel(), CHUNK):
-            a = old[start : start + CHUNK].float()
-            b = new[start : start + CHUNK].float()
+            a = old[start : start + CHUNK].double()
+            b = new[start : start + CHUNK].double()
             changed += int((a != b).sum())
             zeros += int((b == 0).sum())
-            error += float((a - b).double().square().sum())
-            norm += float(a.double().square().sum())
+            error += float((a - b).square().sum())
+            norm += float(a.square().sum())
         self.squared_error += error
         self.squared_norm += norm
         self.n_zeros += zeros
@@ -58,10 +108,10 @@ class Ledger:
             Compressed(
                 module=name,
                 kind=kind,
-                n_parameters=old.numel(),
+                n_parameters=before.numel(),
                 n_changed=changed,
-                sparsity=zeros / old.numel(),
-                relative_error=math.sqrt(error / norm) if norm else 0.0,
+                sparsity=zeros / before.numel(),
+                relative_error=relative(error, norm),
             )
         )
 
@@ -71,115 +121,108 @@ class Ledger:
         return sum(item.n_parameters for item in self.compressed)
 
 
-def skipped_modules(model: Any, compressed: set[str]) -> list[Skipped]:  # noqa: ANN401
-    """Every module with parameters of its own that was left alone, and why."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    tied = head is not None and getattr(head, "weight", None) is embedding.weight
-    found, others = [], 0
-    for name, module in model.named_modules():
-        if name in compressed:
-            others += sum(
-                p.numel() for key, p in module.named_parameters(recurse=False) if key == "bias"
-            )
-            continue
-        size = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        if module is head:
-            reason = "output head" + (", tied to the input embedding" if tied else "")
-        elif isinstance(module, nn.Embedding):
-            reason = "embedding"
-        elif isinstance(module, nn.Linear | Conv1D):
-            reason = "left in full precision by the library"
-        else:
-            others += size
-            continue
-        if size:
-            found.append(Skipped(module=name, n_parameters=size, reason=reason))
-    if others:
-        found.append(
-            Skipped(module="(all others)", n_parameters=others, reason="norms, biases and the like")
-        )
-    return found
+def relative(squared_error: float, squared_norm: float) -> float:
+    """||W' - W|| / ||W||, or 0 for a matrix of zeros, which nothing here changes."""
+    return math.sqrt(squared_error / squared_norm) if squared_norm else 0.0
 
 
-def unique_bytes(tensors: list[Tensor], *, floats_as: torch.dtype | None = None) -> int:
-    """Bytes of tensors, shared storage counted once.
+def skipped_modules(model: Any, compressed: set[str], *, left: str = LEFT) -> list[Skipped]:  # noqa: ANN401
+    """Everything with parameters of its own that was left alone, and why.
 
-    Args:
-        tensors: Any tensors.
-        floats_as: Count matrices of floating point as if they were stored in this dtype.
-    """
-    seen: set[tuple[int, int]] = set()
-    total = 0
-    for tensor in tensors:
-        key = (tensor.data_ptr(), tensor.numel())
-        if key in seen:
-            continue
-        seen.add(key)
-        size = tensor.element_size()
-        if floats_as is not None and tensor.is_floating_point():
-            size = min(size, floats_as.itemsize)
-        total += tensor.numel() * size
-    return total
-
-
-def state_tensors(model: Any) -> list[Tensor]:  # noqa: ANN401
-    """The tensors that saving the model would write."""
-    return [tensor for tensor in model.state_dict().values() if isinstance(tensor, Tensor)]
-
-
-def write_receipt(
-    model: Any,  # noqa: ANN401
-    ledger: Ledger,
-    *,
-    variant: str,
-    library: str,
-    n_parameters: int,
-    bits_per_weight: float,
-    stored_dtype: torch.dtype,
-    batch_dependent: bool = False,
-    repairs: list[str] | None = None,
-) -> Receipt:
-    """The receipt of a variant, from what was counted on it.
+    Norms and the biases of compressed modules are one entry each. A tied head is listed with its
+    size, although the model holds its weights once, under the embedding.
 
     Args:
         model: The variant.
-        ledger: Its compressed matrices.
-        variant: Its canonical spelling.
-        library: Library and version.
-        n_parameters: Parameters of the original, tied ones once.
-        bits_per_weight: Of the compressed matrices, scales included.
-        stored_dtype: What the checkpoint stores; what stays uncompressed is published in it.
-        batch_dependent: Whether scores depend on the batch.
-        repairs: What a probe found and how it was mended.
+        compressed: Names of the modules that were compressed.
+        left: The reason for a matrix that could have been compressed.
     """
-    state = state_tensors(model)
-    live = [*model.parameters(), *model.buffers()]
-    quantized = {item.module for item in ledger.compressed}
-    weights = ledger.n_compressed
-    return Receipt(
-        variant=variant,
-        library=library,
-        n_parameters=n_parameters,
-        n_compressed=weights,
-        n_changed=sum(item.n_changed for item in ledger.compressed),
-        compressed=ledger.compressed,
-        skipped=skipped_modules(model, quantized),
-        bits_per_weight=bits_per_weight,
-        sparsity=ledger.n_zeros / weights if weights else 0.0,
-        relative_error=math.sqrt(ledger.squared_error / ledger.squared_norm)
-        if ledger.squared_norm
-        else 0.0,
-        bytes_memory=unique_bytes([*live, *state]),
-        bytes_disk=unique_bytes(state, floats_as=stored_dtype),
-        compress_s=0.0,
-        batch_dependent=batch_dependent,
-        repairs=repairs or [],
-    )
+    embedding, head = _embedding_weight(model), model.get_output_embeddings()
+    found: list[Skipped] = []
+    groups = {"norm": [0, 0], "bias": [0, 0]}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        weight = own.get("weight")
+        is_tied = weight is not None and weight is embedding
+        n = sum(size_of(p) for p in own.values() if id(p) not in seen or is_tied)
+        seen.update(id(p) for p in own.values())
+        if name in compressed:
+            _count(groups["bias"], sum(p.numel() for key, p in own.items() if key != "weight"))
+        elif not n:
+            continue
+        elif module is head:
+            reason = "output head, tied to the input embedding" if is_tied else "output head"
+            found.append(Skipped(module=name, n_parameters=n, reason=reason))
+        elif isinstance(module, nn.Embedding):
+            found.append(Skipped(module=name, n_parameters=n, reason="embedding"))
+        elif isinstance(module, nn.Linear | Conv1D):
+            reason = "tied to the input embedding" if is_tied else left
+            found.append(Skipped(module=name, n_parameters=n, reason=reason))
+        elif all(parameter.dim() < 2 for parameter in own.values()):
+            _count(groups["norm"], n)
+        else:
+            found.append(Skipped(module=name, n_parameters=n, reason="not a linear layer"))
+    for reason, (n_modules, n) in groups.items():
+        if n:
+            label = f"({reason} of {n_modules} modules)"
+            found.append(Skipped(module=label, n_parameters=n, reason=reason))
+    return found
+
+
+def _count(group: list[int], n: int) -> None:
+    group[0] += n > 0
+    group[1] += n
+
+
+def size_of(parameter: Tensor) -> int:
+    """Weights that a parameter stands for; 4-bit ones are packed, two to a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return int(parameter.numel() if state is None else math.prod(state.shape))
 
 
 def count_parameters(model: Any) -> int:  # noqa: ANN401
     """Parameters, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(size_of(parameter) for parameter in model.parameters())
+
+
+def unique_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors, those at the same place in memory counted once."""
+    return sum({(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in tensors}.values())
+
+
+def live_tensors(model: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    """Parameters, buffers, and the tensors that a quantized layer keeps beside them."""
+    yield from model.buffers()
+    for module in model.modules():
+        holders: list[object] = [getattr(module, "state", None)]
+        for parameter in module.parameters(recurse=False):
+            yield parameter
+            state = getattr(parameter, "quant_state", None)
+            holders += [parameter, state, getattr(state, "state2", None)]
+        for holder in holders:
+            for value in getattr(holder, "__dict__", {}).values():
+                if isinstance(value, Tensor):
+                    yield value
+
+
+def bytes_on_disk(model: Any, stored: torch.dtype) -> int:  # noqa: ANN401
+    """Bytes of the tensors that saving would write, tied ones once.
+
+    Args:
+        model: The variant.
+        stored: The checkpoint's dtype: a model that is scored in float32 is published as it was
+            stored. Scales of quantized layers keep the dtype that they have.
+    """
+    state = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    plain = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    sizes: dict[tuple[int, int], int] = {}
+    for name, tensor in state.items():
+        size = tensor.element_size()
+        if name in plain and tensor.is_floating_point():
+            size = min(size, stored.itemsize)
+        sizes[tensor.data_ptr(), tensor.numel()] = tensor.numel() * size
+    return sum(sizes.values())
 
 
 def stored_dtype(config: Any, placement_dtype: torch.dtype) -> torch.dtype:  # noqa: ANN401
@@ -188,3 +231,48 @@ def stored_dtype(config: Any, placement_dtype: torch.dtype) -> torch.dtype:  # n
     if isinstance(found, str):
         found = getattr(torch, found, None)
     return found if isinstance(found, torch.dtype) else placement_dtype
+
+
+def write_receipt(
+    model: Any,  # noqa: ANN401
+    ledger: Ledger,
+    *,
+    variant: str,
+    library: str,
+    bits_per_weight: float,
+    stored: torch.dtype,
+    batch_dependent: bool = False,
+    repairs: list[str] | None = None,
+    left: str = LEFT,
+) -> Receipt:
+    """The receipt of a variant, from what was counted on it; the time is filled in by the caller.
+
+    Args:
+        model: The variant.
+        ledger: Its compressed matrices.
+        variant: Its canonical spelling.
+        library: Library and version.
+        bits_per_weight: Of the compressed matrices, scales included.
+        stored: What the checkpoint stores; what stays uncompressed is published in it.
+        batch_dependent: Whether scores depend on the batch.
+        repairs: What a probe found and how it was mended.
+        left: The reason for matrices that were left alone.
+    """
+    weights = ledger.n_compressed
+    return Receipt(
+        variant=variant,
+        library=library,
+        n_parameters=count_parameters(model),
+        n_compressed=weights,
+        n_changed=sum(item.n_changed for item in ledger.compressed),
+        compressed=ledger.compressed,
+        skipped=skipped_modules(model, {item.module for item in ledger.compressed}, left=left),
+        bits_per_weight=bits_per_weight,
+        sparsity=ledger.n_zeros / weights if weights else 0.0,
+        relative_error=relative(ledger.squared_error, ledger.squared_norm),
+        bytes_memory=unique_bytes(live_tensors(model)),
+        bytes_disk=bytes_on_disk(model, stored),
+        compress_s=0.0,
+        batch_dependent=batch_dependent,
+        repairs=repairs or [],
+    )

@@ -14,6 +14,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def changed_share(self) -> float:
+        """Share of the weights that the compressor is meant to change."""
+        return 1.0
+
 
 class Int8Options(Options):
     """Options of `bnb-int8`."""
@@ -21,8 +26,8 @@ class Int8Options(Options):
     threshold: float = Field(
         6.0,
         ge=0,
-        description="Activation columns with a value above this stay in 16 bits (LLM.int8); 0 turns "
-        "that off. Above 0 the columns are chosen over the whole batch, so that records are "
+        description="Activation columns with a value above this stay in 16 bits (LLM.int8); 0 "
+        "turns that off. Above 0 the columns are chosen over the whole batch, so that records are "
         "scored one at a time.",
     )
 
@@ -40,3 +45,8 @@ class PruneMagnitudeOptions(Options):
     scope: Literal["layer", "global"] = Field(
         "layer", description="Rank the weights within each matrix, or over all matrices together."
     )
+
+    @property
+    def changed_share(self) -> float:
+        """Share of the weights that the compressor is meant to change."""
+        return self.sparsity

@@ -2,25 +2,43 @@
 
 from importlib.metadata import version
 
-from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement, load_model
-from auditor.compress.measure import Ledger, count_parameters, stored_dtype, write_receipt
+from auditor.compress.checkpoint import (
+    Checkpoint,
+    CompressedModel,
+    Placement,
+    load_model,
+    quantization_of,
+)
+from auditor.compress.measure import Ledger, stored_dtype, write_receipt
 from auditor.compress.options import Options
 
 
 def make(
     checkpoint: Checkpoint, options: Options, placement: Placement, *, variant: str
 ) -> CompressedModel:
-    """Load the model without compressing anything."""
+    """Load the model without compressing anything.
+
+    A checkpoint that comes quantized by bitsandbytes computes with that library's layers, and so
+    is probed and mended like a variant.
+    """
     del options
-    model = load_model(checkpoint, placement)
     stored = stored_dtype(checkpoint.config, placement.dtype)
+    bits, batch_dependent, repairs = 8.0 * stored.itemsize, False, list[str]()
+    if quantization_of(checkpoint.config) == "bitsandbytes":
+        from auditor.compress.bitsandbytes import load_quantized
+
+        model, bits, batch_dependent, repairs = load_quantized(checkpoint, placement)
+    else:
+        model = load_model(checkpoint, placement)
     receipt = write_receipt(
         model,
         Ledger(),
         variant=variant,
         library=f"transformers {version('transformers')}",
-        n_parameters=count_parameters(model),
-        bits_per_weight=8.0 * stored.itemsize,
-        stored_dtype=stored,
+        bits_per_weight=bits,
+        stored=stored,
+        batch_dependent=batch_dependent,
+        repairs=repairs,
+        left="the original is not compressed",
     )
     return CompressedModel(model, receipt)

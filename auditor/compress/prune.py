@@ -1,71 +1,112 @@
 """Magnitude pruning, exact and the same on every run (Han et al. 2015)."""
 
+from collections.abc import Iterator
 from importlib.metadata import version
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement, load_model
-from auditor.compress.measure import (
-    CHUNK,
-    Ledger,
-    count_parameters,
-    matrices,
-    stored_dtype,
-    write_receipt,
-)
+from auditor.compress.measure import CHUNK, Ledger, matrices, stored_dtype, write_receipt
 from auditor.compress.options import PruneMagnitudeOptions
+
+DIGIT_BITS = 16
+N_DIGITS = 2**DIGIT_BITS
+
+
+class Limit(NamedTuple):
+    """Where the cut is: everything smaller goes, and of what is equal the first `n_equal`.
+
+    Attributes:
+        magnitude: |w| as the integer with the same bits.
+        n_equal: How many of this very magnitude go.
+    """
+
+    magnitude: int
+    n_equal: int
 
 
 @torch.no_grad()
-def zero_smallest(tensors: list[Tensor], n: int) -> None:
-    """Set the `n` entries of least magnitude over all `tensors` to zero, in place.
+def find_limit(tensors: list[Tensor], n: int) -> Limit:
+    """The limit below which the `n` entries of least magnitude lie, over all tensors together.
 
-    Exact under ties: among equal magnitudes the first in order of tensors and positions go first.
-    The bits of a nonnegative float32 are in the order of its values, so that the n-th smallest is
-    found by two counts of 16 bits each, without sorting and without a copy of the tensors.
+    The bits of nonnegative floating-point numbers are in the order of their values, so that the
+    n-th smallest is found digit by digit, 16 bits at a time, by counting: exact, without sorting
+    and without a copy of the tensors.
 
     Args:
         tensors: Contiguous floating-point tensors of any shape.
         n: Between 0 and their entries in all.
     """
     if n <= 0:
-        return
-    high = torch.zeros(2**16, dtype=torch.int64)
-    for bits in _bits(tensors):
-        high += torch.bincount(bits >> 16, minlength=2**16).cpu()
-    bucket, before = _reach(high, n)
-    low = torch.zeros(2**16, dtype=torch.int64)
-    for bits in _bits(tensors):
-        low += torch.bincount(bits[bits >> 16 == bucket] & 0xFFFF, minlength=2**16).cpu()
-    place, smaller = _reach(low, n - before)
-    threshold = (bucket << 16) | place
-    ties = n - before - smaller
-    for chunk in _chunks(tensors):
-        bits = _magnitude_bits(chunk)
-        equal = (bits == threshold).nonzero()[:ties, 0]
-        ties -= len(equal)
-        chunk[bits < threshold] = 0
+        return Limit(0, 0)
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    prefix = 0
+    for shift in range((64 if wide else 32) - DIGIT_BITS, -1, -DIGIT_BITS):
+        counts = torch.zeros(N_DIGITS, dtype=torch.int64)
+        for chunk in _chunks(tensors):
+            bits = _magnitudes(chunk, wide=wide)
+            # The digits above this one are settled; on the first round both sides are 0.
+            bits = bits[bits >> (shift + DIGIT_BITS - 1) >> 1 == prefix] >> shift & (N_DIGITS - 1)
+            counts += torch.bincount(bits, minlength=N_DIGITS).cpu()
+        running = counts.cumsum(0)
+        digit = int(torch.searchsorted(running, n))
+        n -= int(running[digit] - counts[digit])
+        prefix = prefix << DIGIT_BITS | digit
+    return Limit(prefix, n)
+
+
+@torch.no_grad()
+def zero_below(tensor: Tensor, limit: Limit, *, wide: bool) -> Limit:
+    """Set a tensor's entries below the limit to zero, in place.
+
+    Args:
+        tensor: A contiguous floating-point tensor.
+        limit: Where the cut is.
+        wide: Whether the limit was found among tensors with a float64.
+
+    Returns:
+        The limit for the tensors that follow: fewer of the equal ones are left to go.
+    """
+    left = limit.n_equal
+    for chunk in _chunks([tensor]):
+        bits = _magnitudes(chunk, wide=wide)
+        equal = (bits == limit.magnitude).nonzero()[:left, 0]
+        left -= len(equal)
+        chunk[bits < limit.magnitude] = 0
         chunk[equal] = 0
+    return limit._replace(n_equal=left)
 
 
-def _reach(counts: Tensor, n: int) -> tuple[int, int]:
-    """The first place where the running count reaches `n`, and the count before that place."""
-    running = counts.cumsum(0)
-    place = int(torch.searchsorted(running, n))
-    return place, int(running[place] - counts[place])
+def zero_smallest(tensors: list[Tensor], n: int) -> Iterator[Tensor]:
+    """Set the `n` entries of least magnitude over all tensors to zero, in place, one by one.
+
+    Among equal magnitudes the first in order of tensors and positions go first.
+
+    Yields:
+        Each tensor as it was before, once it is cut.
+    """
+    limit = find_limit(tensors, n)
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    for tensor in tensors:
+        before = tensor.clone()
+        if n > 0:
+            limit = zero_below(tensor, limit, wide=wide)
+        yield before
 
 
-def _chunks(tensors: list[Tensor]) -> list[Tensor]:
-    return [part for tensor in tensors for part in tensor.view(-1).split(CHUNK)]
+def _chunks(tensors: list[Tensor]) -> Iterator[Tensor]:
+    for tensor in tensors:
+        flat = tensor.view(-1)
+        yield from (flat[start : start + CHUNK] for start in range(0, len(flat), CHUNK))
 
 
-def _magnitude_bits(chunk: Tensor) -> Tensor:
-    return chunk.abs().float().view(torch.int32).long()
-
-
-def _bits(tensors: list[Tensor]) -> "list[Tensor] | map[Tensor]":
-    return map(_magnitude_bits, _chunks(tensors))
+def _magnitudes(chunk: Tensor, *, wide: bool) -> Tensor:
+    """|w| as integers in the same order, int64: the bits without the sign."""
+    if wide:
+        return chunk.double().view(torch.int64) & 0x7FFF_FFFF_FFFF_FFFF
+    return chunk.float().view(torch.int32).long() & 0x7FFF_FFFF
 
 
 def make_magnitude(
@@ -79,21 +120,12 @@ def make_magnitude(
     model = load_model(checkpoint, placement)
     found = list(matrices(model))
     ledger = Ledger()
-    weights = [module.weight.data for _, module in found]
-    if options.scope == "global":
-        # Every matrix must be seen before any is cut, so the originals are read a second time.
-        original = {
-            name: module.weight for name, module in matrices(load_model(checkpoint, placement))
-        }
-        total = sum(weight.numel() for weight in weights)
-        zero_smallest(weights, round(options.sparsity * total))
-        for (name, module), weight in zip(found, weights, strict=True):
-            ledger.add(name, type(module).__name__, original.pop(name), weight)
-    else:
-        for (name, module), weight in zip(found, weights, strict=True):
-            before = weight.clone()
-            zero_smallest([weight], round(options.sparsity * weight.numel()))
-            ledger.add(name, type(module).__name__, before, weight)
+    for group in [found] if options.scope == "global" else [[item] for item in found]:
+        weights = [module.weight.data for _, module in group]
+        n = round(options.sparsity * sum(weight.numel() for weight in weights))
+        befores = zero_smallest(weights, n)
+        for (name, module), weight, before in zip(group, weights, befores, strict=True):
+            ledger.add(name, type(module).__name__, before=before, after=weight)
     stored = stored_dtype(checkpoint.config, placement.dtype)
     kept = 1 - ledger.n_zeros / max(1, ledger.n_compressed)
     receipt = write_receipt(
@@ -101,8 +133,7 @@ def make_magnitude(
         ledger,
         variant=variant,
         library=f"compleak-llm {version('compleak-llm')}",
-        n_parameters=count_parameters(model),
         bits_per_weight=8.0 * stored.itemsize * kept + 1.0,
-        stored_dtype=stored,
+        stored=stored,
     )
     return CompressedModel(model, receipt)

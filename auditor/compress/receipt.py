@@ -6,6 +6,9 @@ configuration: parameters are counted module by module on the model that will be
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# The reason for a module that the compressor was for and that its library did not touch.
+LEFT = "the library left it in full precision"
+
 
 class Skipped(BaseModel):
     """One module that kept its weights, and why."""

@@ -25,6 +25,7 @@ app = App(
     help="Audit what the compressed versions of a language model give away about its "
     "training data.",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 listing = App(name="list", help="List attacks, variants or recipes.")
 app.command(listing)
@@ -96,7 +97,18 @@ def demo(
     """
     from auditor.demo import demo_config
 
-    _audit_and_show(demo_config(output_path, variants=variants, seed=seed, kind=display), display)
+    # The variants are checked before a minute is spent on training.
+    config = demo_config(output_path, variants=variants, seed=seed)
+    from auditor.demo.target import make_target
+
+    make_target(output_path / "target", seed=seed, tell=_teller(display))
+    _audit_and_show(config, display)
+
+
+def _teller(kind: DisplayKind) -> Callable[[str], None]:
+    if kind == "none":
+        return lambda _: None
+    return lambda line: print(line, file=sys.stderr, flush=True)
 
 
 @listing.command(name="attacks")

@@ -23,12 +23,12 @@ class Estimate(Result):
     """A figure with its interval and the counts behind it."""
 
     value: float | None = Field(description="The figure, or null where it is absent.")
-    low: float | None = Field(None, description="Lower end of the interval.")
-    high: float | None = Field(None, description="Upper end of the interval.")
+    low: float | None = Field(default=None, description="Lower end of the interval.")
+    high: float | None = Field(default=None, description="Upper end of the interval.")
     n_members: int = Field(description="Members behind the figure.")
     n_nonmembers: int = Field(description="Nonmembers behind the figure.")
     method: str = Field(description="How the interval was made.")
-    absent: str | None = Field(None, description="Why there is no figure.")
+    absent: str | None = Field(default=None, description="Why there is no figure.")
 
 
 class AttackResult(Result):
@@ -65,8 +65,8 @@ class VariantResult(Result):
     status: Literal["ok", "broken", "failed"] = Field(
         description="ok; broken: made, but its scores are not finite; failed: could not be made."
     )
-    reason: str | None = Field(None, description="Why it is broken or failed.")
-    receipt: Receipt | None = Field(None, description="What was really changed.")
+    reason: str | None = Field(default=None, description="Why it is broken or failed.")
+    receipt: Receipt | None = Field(default=None, description="What was really changed.")
     perplexity: float | None = Field(
         None, description="exp of the mean of -log p over all scored tokens of the nonmembers."
     )
@@ -139,7 +139,7 @@ class ModelIdentity(Result):
     model_type: str = Field(description="Architecture family in transformers' words.")
     sha256: str = Field(description="Over weights and configuration, hex.")
     tokenizer_sha256: str = Field(description="Over the tokenizer, hex.")
-    n_parameters: int | None = Field(None, description="Parameters, tied ones counted once.")
+    n_parameters: int | None = Field(default=None, description="Parameters, tied ones counted once.")
     context_tokens: int = Field(description="Tokens that it takes at most.")
     dtype: str = Field(description="Precision of the pass.")
 
@@ -176,7 +176,7 @@ class AuditResult(Result):
     versions: dict[str, str] = Field(description="Python and libraries.")
     environment: dict[str, Any] = Field(description="Processor, device, threads.")
     model: ModelIdentity = Field(description="The audited model.")
-    reference: ModelIdentity | None = Field(None, description="The reference model.")
+    reference: ModelIdentity | None = Field(default=None, description="The reference model.")
     records: RecordsSummary = Field(description="The records.")
     warnings: list[Warned] = Field(description="What to know before the figures, worst first.")
     blind: BlindBaseline | None = Field(description="The baseline that never sees the model.")

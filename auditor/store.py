@@ -312,6 +312,10 @@ def claim(output: Path, about: Mapping[str, str], *, is_main: bool = True) -> Pa
         except (OSError, ValueError):
             found = {}
         different = [key for key in about if found.get(key) != about[key]]
+        if is_main:
+            # What a killed run left half written; nobody else writes here while it is locked.
+            for part in root.rglob(".*.part"):
+                part.unlink(missing_ok=True)
         if different:
             key = different[0]
             raise StoreError(

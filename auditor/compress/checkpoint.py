@@ -7,6 +7,7 @@ tokenizer, pickle-only weights, remote code, an adapter without its model, a fil
 import hashlib
 import json
 import os
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -273,6 +274,12 @@ def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "Pr
             )
     except torch.OutOfMemoryError:
         raise
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{checkpoint.name} must hold nothing but tensors in its pickles",
+            seen=first_line(error.__context__ or error) + " (nothing of it was run)",
+            fix="convert it to safetensors",
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if more:  # then the failure may be another library's, and is told apart by the caller
             raise

@@ -1,4 +1,4 @@
-"""compleak-llm: what the compressed versions of a language model give away about its training data."""
+"""compleak-llm: what compressed language models give away about their training data."""
 
 from auditor.audit import audit
 from auditor.config import AuditConfig

@@ -165,7 +165,9 @@ class AuditConfig(Frozen):
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Level of every interval.")
     bootstrap: int = Field(2000, ge=100, le=100_000, description="Bootstrap draws per interval.")
-    limit: int | None = Field(default=None, ge=1, description="Take the first N records of each side.")
+    limit: int | None = Field(
+        default=None, ge=1, description="Take the first N records of each side."
+    )
     min_records: int = Field(
         50, ge=2, description="Fewest records a side that an audit is allowed to speak about."
     )
@@ -197,7 +199,9 @@ class AuditConfig(Frozen):
     allow_pickle: bool = Field(
         False, description="Read weights that are only there as pickle (torch.load, weights_only)."
     )
-    include_text: bool = Field(default=False, description="Let the text of records into the output folder.")
+    include_text: bool = Field(
+        default=False, description="Let the text of records into the output folder."
+    )
 
     @field_validator("batch_size")
     @classmethod

@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -10,7 +11,7 @@ from auditor.environment import installed, processor, versions
 from auditor.errors import CompleakError
 from auditor.report.catalogue import new_table
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -22,7 +23,7 @@ SIZES = {
 
 
 def diagnose() -> Table:
-    """A table of devices, libraries and compressors, with the line that installs what is missing."""
+    """A table of devices, libraries and compressors, and how to install what is missing."""
     import torch
 
     table = new_table("what", "here", "")
@@ -33,13 +34,14 @@ def diagnose() -> Table:
             table.add_row(f"cuda:{number}", torch.cuda.get_device_name(number), f"{memory:.0f} GiB")
     else:
         table.add_row("cuda", "none", f"torch {torch.__version__} sees no GPU")
-    for name, number in versions().items():
-        table.add_row(name, number, "")
+    for name, release in versions().items():
+        table.add_row(name, release, "")
     with tempfile.TemporaryDirectory() as folder:
         model = _tiny_model(Path(folder))
         for name, compressor in COMPRESSORS.items():
             works, note = _try(name, compressor, model)
-            table.add_row(name, "[green]works[/green]" if works else "[red]does not work[/red]", note)
+            said = "[green]works[/green]" if works else "[red]does not work[/red]"
+            table.add_row(name, said, note)
     return table
 
 
@@ -51,7 +53,8 @@ def _tiny_model(folder: Path) -> Path:
     logging.disable_progress_bar()
     LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="a").save_pretrained(folder)
+    wrapped: Any = PreTrainedTokenizerFast
+    wrapped(tokenizer_object=tokenizer, unk_token="a").save_pretrained(folder)
     return folder
 
 

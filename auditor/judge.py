@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from auditor.attacks.signals import Signals, applicable, compute_signals
+from auditor.compress import VariantSpec
 from auditor.config import AuditConfig
 from auditor.errors import ConfigError, ModelError, StoreError
 from auditor.files import write_text, written_whole
@@ -116,7 +117,7 @@ def judge(
         if name != REFERENCE and manifests[name].status == "ok"
     }
     variants = [
-        _variant(config, records, spec.label, spec.canonical, manifests, signals)
+        _variant(config, records, spec=spec, manifest=manifests[spec.label], signals=signals)
         for spec in config.variant_specs
     ]
     comparisons = compare(
@@ -138,12 +139,12 @@ def judge(
 def _variant(
     config: AuditConfig,
     records: "Records",
-    name: str,
-    canonical: str,
-    manifests: Mapping[str, Manifest],
+    *,
+    spec: VariantSpec,
+    manifest: Manifest,
     signals: Mapping[str, Signals],
 ) -> VariantResult:
-    manifest = manifests[name]
+    name, canonical = spec.label, spec.canonical
     if manifest.status == "broken":
         return VariantResult(
             variant=name,
@@ -243,18 +244,21 @@ def _warnings(
 ) -> list[Warned]:
     found = [*records.warnings, *blind_warnings]
     for variant in findings.variants:
+        if variant.receipt is not None:
+            found += [
+                Warned(
+                    code="library-repaired",
+                    message=f"{variant.variant}: {repair}",
+                    severity="info",
+                )
+                for repair in variant.receipt.repairs
+            ]
         if variant.status == "broken":
             found.append(
                 Warned(
                     code="broken-variant",
                     message=f"{variant.variant} is broken and was left out: {variant.reason}.",
                     severity="severe",
-                )
-            )
-        for repair in variant.receipt.repairs if variant.receipt else []:
-            found.append(
-                Warned(
-                    code="library-repaired", message=f"{variant.variant}: {repair}", severity="info"
                 )
             )
     if config.limit is not None:

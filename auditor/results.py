@@ -62,10 +62,10 @@ class VariantResult(Result):
 
     variant: str = Field(description="Its name in tables: options that differ from the defaults.")
     canonical: str = Field(description="Its name with all options.")
-    status: Literal["ok", "broken", "failed"] = Field(
-        description="ok; broken: made, but its scores are not finite; failed: could not be made."
+    status: Literal["ok", "broken"] = Field(
+        description="ok; broken: made, but its scores are not finite."
     )
-    reason: str | None = Field(default=None, description="Why it is broken or failed.")
+    reason: str | None = Field(default=None, description="Why it is broken.")
     receipt: Receipt | None = Field(default=None, description="What was really changed.")
     perplexity: float | None = Field(
         None, description="exp of the mean of -log p over all scored tokens of the nonmembers."
@@ -139,7 +139,9 @@ class ModelIdentity(Result):
     model_type: str = Field(description="Architecture family in transformers' words.")
     sha256: str = Field(description="Over weights and configuration, hex.")
     tokenizer_sha256: str = Field(description="Over the tokenizer, hex.")
-    n_parameters: int | None = Field(default=None, description="Parameters, tied ones counted once.")
+    n_parameters: int | None = Field(
+        default=None, description="Parameters, tied ones counted once."
+    )
     context_tokens: int = Field(description="Tokens that it takes at most.")
     dtype: str = Field(description="Precision of the pass.")
 

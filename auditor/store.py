@@ -7,9 +7,9 @@
 
 A shard is a fixed set of records, so that the shards of all versions speak of the same records and
 can be read side by side. What is finished is never computed again: a version with a manifest is
-whole, one without goes on at its first missing shard. A shard carries the digest of its bytes in its
-name and its version's fingerprint inside: one that was damaged, or comes from elsewhere, counts as
-missing and is computed again.
+whole, one without goes on at its first missing shard. A shard carries the digest of its bytes in
+its name and its version's fingerprint inside: one that was damaged, or comes from elsewhere, counts
+as missing and is computed again.
 """
 
 import hashlib

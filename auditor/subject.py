@@ -95,7 +95,7 @@ def check_variants(checkpoint: Checkpoint, specs: tuple[VariantSpec, ...]) -> No
         if quantized:
             raise VariantError(
                 "variants must be made from a full-precision checkpoint",
-                seen=f"{checkpoint.name} is already quantized ({quantized}); asked for {spec.label}",
+                seen=f"{checkpoint.name} is already quantized ({quantized}), asked: {spec.label}",
                 fix="give the full-precision model as --model, or audit this one alone with "
                 "--variants original",
             )

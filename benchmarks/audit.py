@@ -21,10 +21,17 @@ def row(name: str, result: AuditResult) -> str:
     peak = max((step.peak_bytes for step in timings.variants), default=0)
     records = result.records.members.n_audited + result.records.nonmembers.n_audited
     passed = sum(step.n_forward_records for step in timings.variants)
-    return (
-        f"| {name} | {records:,} x {len(timings.variants)} | {passed:,} | {timings.total_s:.1f} | "
-        f"{load:.1f} | {forward:.1f} | {100 * rest / timings.total_s:.1f}% | {peak / 2**20:,.0f} |"
+    cells = (
+        name,
+        f"{records:,} x {len(timings.variants)}",
+        f"{passed:,}",
+        f"{timings.total_s:.1f}",
+        f"{load:.1f}",
+        f"{forward:.1f}",
+        f"{100 * rest / timings.total_s:.1f}%",
+        f"{peak / 2**20:,.0f}",
     )
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -35,8 +42,8 @@ def main() -> None:
         run(["demo", "--output-path", "runs/demo", "--display", "plain"])
         runs = [Path("runs/demo")]
     print(machine())
-    print("| run | records x versions | forward passes of records | total, s | load, s | forward, s ")
-    print("| outside | peak, MiB |")
+    heads = ("run", "records x versions", "passes of a record", "total, s", "load, s", "forward, s")
+    print(f"| {' | '.join((*heads, 'outside both', 'peak, MiB'))} |")
     print("|---|---|---|---|---|---|---|---|")
     for run_path in runs:
         print(row(run_path.name, read_result(run_path / "audit.json")))

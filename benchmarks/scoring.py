@@ -11,12 +11,13 @@ engine  what an audit does: all four token facts
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from auditor.scoring.batches import Budget, cut, default_tokens, pad
 from auditor.scoring.encode import Encoded
@@ -46,7 +47,7 @@ def short_records(n: int, vocabulary: int) -> list[Encoded]:
 
 
 @torch.inference_mode()
-def naive(model: Any, records: list[Encoded]) -> None:
+def naive(model: PreTrainedModel, records: list[Encoded]) -> None:
     for record in records:
         ids = torch.tensor([record.ids])
         logits = model(input_ids=ids).logits[0, :-1].float()
@@ -59,7 +60,7 @@ def naive(model: Any, records: list[Encoded]) -> None:
 
 
 @torch.inference_mode()
-def bare(model: Any, records: list[Encoded]) -> None:
+def bare(model: PreTrainedModel, records: list[Encoded]) -> None:
     device = torch.device("cpu")
     ordered = sorted(records, key=lambda record: -len(record.ids))
     lengths = [len(record.ids) for record in ordered]
@@ -94,9 +95,9 @@ def main() -> None:
         rows = []
         for round_ in range(options.rounds + 1):
             row = (
-                seconds(lambda: naive(model, records)),
-                seconds(lambda: bare(model, records)),
-                seconds(lambda: engine.score(records)),
+                seconds(partial(naive, model, records)),
+                seconds(partial(bare, model, records)),
+                seconds(partial(engine.score, records)),
             )
             if round_:  # the first warms up
                 rows.append(row)

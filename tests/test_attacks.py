@@ -97,19 +97,19 @@ def naive_signals(scores: Scores, row: int) -> dict[str, float]:
     span = slice(scores.offsets[row], scores.offsets[row + 1])
     other = scores.reference
     assert other is not None
-    l = [float(x) for x in scores.logp[span]]
+    own = [float(x) for x in scores.logp[span]]
     base = [float(x) for x in other.logp[span]]
-    n = max(1, int(0.2 * len(l)))
+    n = max(1, int(0.2 * len(own)))
     moments = zip(scores.mu[span], scores.sigma[span], strict=True)
-    standard = sorted((x - float(m)) / float(s) for x, (m, s) in zip(l, moments, strict=True))
-    missed = [a - b for a, b, h in zip(l, base, scores.hit[span], strict=True) if not h]
+    standard = sorted((x - float(m)) / float(s) for x, (m, s) in zip(own, moments, strict=True))
+    missed = [a - b for a, b, h in zip(own, base, scores.hit[span], strict=True) if not h]
     fall = -sum(d for d in missed if d < 0)
     return {
-        "loss": sum(l) / len(l),
-        "zlib": sum(l) / len(l) / int(scores.zlib_bytes[row]),
-        "min-k": sum(sorted(l)[:n]) / n,
+        "loss": sum(own) / len(own),
+        "zlib": sum(own) / len(own) / int(scores.zlib_bytes[row]),
+        "min-k": sum(sorted(own)[:n]) / n,
         "min-k-plus-plus": sum(standard[:n]) / n,
-        "ref": sum(l) / len(l) - sum(base) / len(base),
+        "ref": sum(own) / len(own) - sum(base) / len(base),
         "ez": sum(d for d in missed if d > 0) / fall if fall else single.EZ_CAP,
     }
 

@@ -86,7 +86,8 @@ def test_what_lies_in_the_output_folder(done: AuditResult, subject: dict[str, An
     for name, rows in table.groupby("variant"):
         for attack in attacks:
             expected = roc_auc_score(rows["is_member"], rows[attack])
-            assert done.variant(name).attacks[attack].auc.value == pytest.approx(expected, abs=1e-12)
+            found = done.variant(name).attacks[attack].auc.value
+            assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_every_record_went_through_every_version_once(done: AuditResult) -> None:
@@ -142,8 +143,8 @@ def test_text_is_written_only_when_asked_for(subject: dict[str, Any], tmp_path: 
     given = {**subject, "variants": "original", "reference": None, "include_text": True}
     audit(AuditConfig.model_validate({**given, "output_path": str(tmp_path)}))
     text = pq.read_table(tmp_path / "scores.parquet")["text"].to_pylist()
-    expected = [json.loads(row)["text"] for row in Path(subject["members"]).read_text().splitlines()]
-    assert text[:N] == expected
+    rows = Path(subject["members"]).read_text().splitlines()
+    assert text[:N] == [json.loads(row)["text"] for row in rows]
 
 
 # Many small shards, so that a kill hits in the middle of a version.
@@ -170,9 +171,7 @@ def shards(output: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on(
-    subject: dict[str, Any], tmp_path: Path
-) -> None:
+def test_killed_at_any_moment_it_goes_on(subject: dict[str, Any], tmp_path: Path) -> None:
     """kill -9 at random moments; then the files are those of an undisturbed run."""
     undisturbed = tmp_path / "undisturbed"
     first = run(flags(subject, undisturbed))

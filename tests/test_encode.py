@@ -21,9 +21,7 @@ def with_bos() -> Any:
     return tokenizer
 
 
-TEXT = st.text(
-    st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=40
-)
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=40)
 
 
 @given(texts=st.lists(TEXT, min_size=1, max_size=5))

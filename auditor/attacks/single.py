@@ -44,9 +44,8 @@ def ref(scores: Scores) -> Float64:
     reference = needed(scores)
     if scores.same_tokens:
         return loss(scores) - loss(reference)
-    own = scores.sums(scores.logp) / scores.text_bytes
-    signal: Float64 = own - reference.sums(reference.logp) / reference.text_bytes
-    return signal
+    own, other = (side.sums(side.logp) / side.text_bytes for side in (scores, reference))
+    return np.asarray(own - other, dtype=np.float64)
 
 
 def ez(scores: Scores) -> Float64:

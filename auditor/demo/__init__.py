@@ -1,4 +1,4 @@
-"""The embedded demo: a small model, trained on invented clinic letters on the spot, then audited."""
+"""The embedded demo: a small model, trained on invented letters on the spot, then audited."""
 
 from pathlib import Path
 

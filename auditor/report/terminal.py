@@ -114,7 +114,7 @@ def _cells(result: AuditResult, variant: VariantResult, rate: str | None) -> lis
     found = variant.attacks.get(result.primary_attack)
     auc = _difference(result, variant.variant, "auc")
     tpr = _difference(result, variant.variant, f"tpr@{rate}")
-    title = f"TPR@{float(rate):.10g}" if rate is None else f"TPR@{100 * float(rate):g}%FPR, %"
+    title = "TPR" if rate is None else f"TPR@{100 * float(rate):g}%FPR, %"
     return [
         ("perplexity", f"{variant.perplexity:.2f}" if variant.perplexity else "–"),
         ("AUC", interval(found.auc if found else None)),

@@ -43,7 +43,7 @@ def ref(scores: Scores) -> Float64:
     """
     reference = needed(scores)
     if scores.same_tokens:
-        return loss(scores) - loss(reference)
+        return np.subtract(loss(scores), loss(reference), dtype=np.float64)
     own, other = (side.sums(side.logp) / side.text_bytes for side in (scores, reference))
     return np.asarray(own - other, dtype=np.float64)
 
@@ -61,7 +61,8 @@ def ez(scores: Scores) -> Float64:
     fall = scores.sums(np.maximum(-change, 0.0))
     ratio = np.full(len(scores), EZ_CAP)
     np.divide(gain, fall, out=ratio, where=fall > 0)
-    return np.minimum(ratio, EZ_CAP)
+    capped: Float64 = np.minimum(ratio, EZ_CAP)
+    return capped
 
 
 def needed(scores: Scores) -> Scores:

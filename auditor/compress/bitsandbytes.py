@@ -65,15 +65,13 @@ def make_int8(
     checkpoint: Checkpoint, options: Int8Options, placement: Placement, *, variant: str
 ) -> CompressedModel:
     """LLM.int8 (Dettmers et al. 2022)."""
-    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_8bit=True, llm_int8_threshold=options.threshold
-    )
+    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=options.threshold)
     return _make(checkpoint, placement, config, variant=variant)
 
 
 def _four_bit(kind: str, options: FourBitOptions, placement: Placement) -> BitsAndBytesConfig:
     # The type is always named: the library's own default is fp4.
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=options.double_quant,
@@ -132,12 +130,11 @@ def _make(
     for name, layer in matrices(quantized.model):
         if not is_quantized(layer):
             continue
-        shape = torch.Size((layer.out_features, layer.in_features))
+        before = original.read(name)
         # bitsandbytes holds a Conv1D of GPT-2 as a Linear, the other way round.
-        is_linear = issubclass(layer.source_cls, nn.Linear)
-        before = original.read(name, shape if is_linear else torch.Size(reversed(shape)))
+        before = before if issubclass(layer.source_cls, nn.Linear) else before.T
         after = weight_of(layer, dtype=placement.dtype).cpu()
-        ledger.add(name, kind_of(layer), before=before if is_linear else before.T, after=after)
+        ledger.add(name, kind_of(layer), before=before, after=after)
     receipt = write_receipt(
         quantized.model,
         ledger,
@@ -172,7 +169,8 @@ def weight_of(layer: nn.Module, *, dtype: torch.dtype) -> Tensor:
     if isinstance(layer, Linear4bit):
         return unpacked_weight(layer).to(dtype).float()
     codes, scales = _int8(layer)
-    return codes.float() * (scales.float()[:, None] / 127)
+    # In this order a row's largest weight comes back as it was, and is not counted as changed.
+    return codes.float() * scales.float()[:, None] / 127
 
 
 def _int8(layer: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401

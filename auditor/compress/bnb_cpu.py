@@ -142,7 +142,7 @@ def _fresh(like: Any, dtype: torch.dtype) -> Any:  # noqa: ANN401
         "compress_statistics": like.weight.compress_statistics,
         "quant_type": like.weight.quant_type,
     }
-    layer = Linear4bit(  # type: ignore[no-untyped-call]
+    layer = Linear4bit(
         like.in_features, like.out_features, bias=False, compute_dtype=dtype, device="meta", **kind
     )
     layer.weight = Params4bit(

@@ -57,15 +57,14 @@ class OriginalWeights:
             with safe_open(file, framework="pt") as opened:
                 self._files.update(dict.fromkeys(opened.keys(), file))
 
-    def read(self, module: str, shape: torch.Size) -> Tensor:
+    def read(self, module: str) -> Tensor:
         """The weight of a module by its name in the model, on the CPU."""
         name = f"{module}.weight"
         for key in (name, name.removeprefix(self._prefix)):
             if key in self._files:
                 with safe_open(self._files[key], framework="pt") as opened:
                     found: Tensor = opened.get_tensor(key)
-                if found.shape == shape:
-                    return found.to(self._dtype)
+                return found.to(self._dtype)
         # Pickles, and old checkpoints with other names, which only transformers can tell.
         if self._model is None:
             self._model = load_model(self._checkpoint, Placement("cpu", self._dtype))
@@ -90,7 +89,12 @@ class Ledger:
             kind: Class of the module in the variant.
             before: The original's weight, cast to the variant's precision.
             after: What the variant computes with, of the same shape.
+
+        Raises:
+            ValueError: The shapes differ, so that something else would be counted.
         """
+        if before.shape != after.shape:
+            raise ValueError(f"{name}: {tuple(before.shape)} against {tuple(after.shape)}")
         changed = zeros = 0
         error = norm = 0.0
         old, new = before.reshape(-1), after.reshape(-1)

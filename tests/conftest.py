@@ -1,9 +1,17 @@
 """What many tests share: where real models and fixtures are, and tiny ones made on the spot."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from auditor.demo.letters import letters
+from tests.tiny import save, tiny_model
+
+N = 60
+VARIANTS = "bnb-nf4,prune-magnitude:sparsity=0.5"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -13,3 +21,23 @@ def shared() -> Path:
     if not (SHARED / "models").is_dir():
         pytest.skip("needs ../shared with real models and fixtures, which a plain clone lacks")
     return SHARED
+
+
+def write_records(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture(scope="session")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two tiny models and two lists of letters."""
+    folder = tmp_path_factory.mktemp("subject")
+    texts = [text[:60] for text in letters(4 * N, seed=3)]
+    return {
+        "model": str(save(tiny_model("llama", seed=1), folder / "model", dtype=torch.bfloat16)),
+        "reference": str(save(tiny_model("llama", seed=2), folder / "base", dtype=torch.bfloat16)),
+        "members": str(write_records(folder / "members.jsonl", texts[:N])),
+        "nonmembers": str(write_records(folder / "nonmembers.jsonl", texts[N : 2 * N])),
+        "variants": VARIANTS,
+        "bootstrap": 100,
+    }

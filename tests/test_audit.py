@@ -19,31 +19,8 @@ from sklearn.metrics import roc_auc_score
 
 from auditor import AuditConfig, AuditResult, audit
 from auditor.cli import main
-from auditor.demo.letters import letters
+from tests.conftest import N
 from tests.tiny import save, tiny_model
-
-N = 60
-VARIANTS = "bnb-nf4,prune-magnitude:sparsity=0.5"
-
-
-def write_records(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
-
-
-@pytest.fixture(scope="session")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Two tiny models and two lists of letters."""
-    folder = tmp_path_factory.mktemp("subject")
-    texts = [text[:60] for text in letters(4 * N, seed=3)]
-    return {
-        "model": str(save(tiny_model("llama", seed=1), folder / "model", dtype=torch.bfloat16)),
-        "reference": str(save(tiny_model("llama", seed=2), folder / "base", dtype=torch.bfloat16)),
-        "members": str(write_records(folder / "members.jsonl", texts[:N])),
-        "nonmembers": str(write_records(folder / "nonmembers.jsonl", texts[N : 2 * N])),
-        "variants": VARIANTS,
-        "bootstrap": 100,
-    }
 
 
 @pytest.fixture(scope="session")

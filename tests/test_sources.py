@@ -102,7 +102,7 @@ def test_malformed_files_are_named_with_their_line(
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RecordsError, match="does not exist|can be read"):
+    with pytest.raises(RecordsError, match="can be read"):
         open_source(Source(path=str(tmp_path / "a.jsonl")))
     with pytest.raises(RecordsError, match="data set that can be loaded"):
         list(open_source(Source(path=str(tmp_path / "nothing"))).stream())
@@ -116,7 +116,7 @@ def test_a_data_set_on_disk(tmp_path: Path) -> None:
     }
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "d"))
     source = open_source(Source(path=str(tmp_path / "d"), split="test"))
-    assert [item.row["text"] for item in source.stream()][0] == "test 0"
+    assert next(item.row["text"] for item in source.stream()) == "test 0"
     assert [row["text"] for row in source.read([3, 1])] == ["test 3", "test 1"]
     with pytest.raises(RecordsError, match="split") as caught:
         list(open_source(Source(path=str(tmp_path / "d"))).stream())

@@ -11,7 +11,10 @@ from auditor.results import AuditResult, Comparison, Estimate, VariantResult, Wa
 from auditor.stats.figures import rate_name
 
 STYLE = {"severe": "bold red", "warning": "yellow", "info": "dim"}
-WIDE = 120
+# Columns that the table needs on one line a version, and with intervals under their figures.
+WIDE = 160
+STACKED = 132
+REPAIRED = "library-repaired"
 
 
 def render(result: AuditResult, *, width: int = 140) -> RenderableType:
@@ -19,11 +22,10 @@ def render(result: AuditResult, *, width: int = 140) -> RenderableType:
 
     Args:
         result: The audit.
-        width: Columns of the terminal; below 120 a version takes several lines.
+        width: Columns of the terminal; below 132 a version is a block of lines.
     """
-    parts: list[RenderableType] = [_warning(item) for item in result.warnings]
-    parts.append(_heading(result))
-    parts.append(_wide(result) if width >= WIDE else _narrow(result))
+    parts = [*_warnings(result), _heading(result)]
+    parts.append(_narrow(result) if width < STACKED else _wide(result, stacked=width < WIDE))
     parts.append(_footer(result))
     return Group(*parts)
 
@@ -35,15 +37,13 @@ def show(result: AuditResult, console: Console | None = None) -> None:
 
 
 def headline_rate(result: AuditResult) -> str | None:
-    """The false positive rate shown in the table: 1%, else the lowest that has a figure."""
+    """The false positive rate shown in the table: 1%, or the lowest that the counts allow."""
     original = result.variants[0].attacks.get(result.primary_attack)
     if original is None:
         return None
     present = [rate for rate, found in original.tpr_at_fpr.items() if found.value is not None]
     wanted = rate_name(0.01)
-    if wanted in original.tpr_at_fpr:
-        return wanted
-    return present[0] if present else next(iter(original.tpr_at_fpr), None)
+    return wanted if wanted in present else next(iter(present), None)
 
 
 def interval(found: Estimate | None, *, percent: bool = False, signed: bool = False) -> str:
@@ -71,10 +71,21 @@ def what_was_done(receipt: Receipt | None) -> str:
     if receipt is None or not receipt.compressed:
         return "nothing"
     share = 100 * receipt.n_compressed / max(1, receipt.n_parameters)
-    parts = [f"{share:.0f}% of parameters", f"{receipt.bits_per_weight:.1f} bits"]
-    if receipt.sparsity >= 0.01:
-        parts.append(f"{100 * receipt.sparsity:.0f}% zeros")
-    return ", ".join(parts)
+    done = f"{share:.0f}% to {receipt.bits_per_weight:.1f} bits"
+    # Quantizing leaves some zeros too; only where they are the point are they worth a word.
+    zeros = receipt.sparsity if receipt.sparsity >= 0.2 else 0.0
+    return f"{done}, {100 * zeros:.0f}% zeros" if zeros else done
+
+
+def _warnings(result: AuditResult) -> list[RenderableType]:
+    """The warnings, worst first; what a library had to be mended for only by name."""
+    mended = [item.message.partition(":")[0] for item in result.warnings if item.code == REPAIRED]
+    shown = [_warning(item) for item in result.warnings if item.code != REPAIRED]
+    if mended:
+        names = ", ".join(dict.fromkeys(mended))
+        note = f"info: {names}: the library computes wrongly here and was mended; see the receipts"
+        shown.append(Text(note, style=STYLE["info"]))
+    return shown
 
 
 def _warning(item: Warned) -> RenderableType:
@@ -125,21 +136,29 @@ def _cells(result: AuditResult, variant: VariantResult, rate: str | None) -> lis
     ]
 
 
-def _wide(result: AuditResult) -> Table:
+def _wide(result: AuditResult, *, stacked: bool) -> Table:
     level, rate = _columns(result)
     table = Table(title=None, header_style="bold", pad_edge=False, box=None, padding=(0, 2, 0, 0))
     table.add_column("variant", no_wrap=True)
-    table.add_column("compressed")
-    for position, (name, _) in enumerate(_cells(result, result.variants[0], rate)):
-        table.add_column(name, justify="right", no_wrap=position > 0)
-    for variant in result.variants:
+    table.add_column("compressed", no_wrap=True)
+    rows = [_cells(result, variant, rate) for variant in result.variants]
+    # A column that has nothing to say in any row is left out.
+    kept = [at for at in range(len(rows[0])) if any(row[at][1] != "–" for row in rows)]
+    for at in kept:
+        table.add_column(rows[0][at][0], justify="right", no_wrap=True)
+    for variant, row in zip(result.variants, rows, strict=True):
         if variant.status != "ok":
             table.add_row(escape(variant.variant), f"[red]{variant.status}[/red]")
             continue
-        cells = [text for _, text in _cells(result, variant, rate)]
+        cells = [row[at][1] for at in kept]
+        done = what_was_done(variant.receipt)
+        if stacked:
+            cells = [cell.replace(" [", "\n[") for cell in cells]
+            done = done.replace(", ", ",\n")
         significant = _is_significant(result, variant.variant)
         style = "bold" if significant else ""
-        table.add_row(escape(variant.variant), what_was_done(variant.receipt), *cells, style=style)
+        cells = [escape(cell) for cell in cells]
+        table.add_row(escape(variant.variant), done, *cells, style=style)
     table.caption = f"intervals at {level}; bold: differs from the original after Holm"
     table.caption_justify = "left"
     return table
@@ -170,12 +189,11 @@ def _is_significant(result: AuditResult, variant: str) -> bool:
 
 
 def _footer(result: AuditResult) -> Text:
-    rate = headline_rate(result)
     text = Text()
     original = result.variants[0].attacks.get(result.primary_attack)
-    found = original.tpr_at_fpr.get(rate) if original and rate else None
-    if found is not None and found.absent:
-        text.append(f"TPR is absent: {found.absent}\n", style="dim")
+    absent = [item.absent for item in (original.tpr_at_fpr if original else {}).values()]
+    for reason in filter(None, absent):
+        text.append(f"left out: {reason}\n", style="dim")
     for name, reason in result.attacks_left_out.items():
         text.append(f"{name} was left out: it {reason}\n", style="dim")
     output = result.config.get("output_path", "")

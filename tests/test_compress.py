@@ -1,21 +1,16 @@
-"""Variants and their receipts: counted against a naive count, exact, and refused when empty."""
+"""Variants: right whatever the batch, refused when empty, and silent while they are made."""
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from auditor.compress import COMPRESSORS, Compressor, measure, parse_variant, prune
-from auditor.compress.bnb_cpu import unpacked_weight
+from auditor.compress import COMPRESSORS, Compressor, measure
 from auditor.compress.checkpoint import (
     Checkpoint,
     CompressedModel,
@@ -23,61 +18,17 @@ from auditor.compress.checkpoint import (
     load_model,
     open_checkpoint,
 )
-from auditor.compress.make import compress
 from auditor.compress.measure import Ledger, write_receipt
-from auditor.compress.options import Options, PruneMagnitudeOptions
-from auditor.compress.receipt import LEFT, Receipt
+from auditor.compress.options import Options
+from auditor.compress.receipt import Receipt
 from auditor.errors import VariantError
+from tests.families import CPU, VARIANTS, make, matrix_names, saved_families
 from tests.tiny import VOCABULARY, save, tiny_model
-
-CPU = Placement("cpu", torch.float32)
-
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "llama-tied": ("llama-tied", {}),
-    "gpt2": ("gpt2", {}),
-    "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
-    "gpt-neox": ("gpt_neox", {}),
-    "gpt-neox-tied": ("gpt_neox", {"tie_word_embeddings": True}),
-}
-# What the architectures hold, written down by hand: blocks and, in each, its matrices.
-BLOCKS = {"llama": "model.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
-MATRICES = {
-    "llama": [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up")],
-    "gpt2": ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
-    "gpt_neox": ["attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h"],
-}
-MATRICES["llama"].append("mlp.down_proj")
-MATRICES["gpt_neox"].append("mlp.dense_4h_to_h")
-EMBEDDINGS = {
-    "llama": ["model.embed_tokens"],
-    "gpt2": ["transformer.wte", "transformer.wpe"],
-    "gpt_neox": ["gpt_neox.embed_in"],
-}
-VARIANTS = (
-    "bnb-nf4",
-    "bnb-fp4:double_quant=true",
-    "bnb-int8",
-    "prune-magnitude:sparsity=0.3",
-    "prune-magnitude:sparsity=0.7,scope=global",
-)
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
-    root = tmp_path_factory.mktemp("models")
-    for name, (family, changes) in FAMILIES.items():
-        save(tiny_model(family, **changes), root / name)
-    return {name: open_checkpoint(str(root / name)) for name in FAMILIES}
-
-
-def make(checkpoint: Checkpoint, variant: str, placement: Placement = CPU) -> CompressedModel:
-    return compress(checkpoint, parse_variant(variant), placement)
-
-
-def matrix_names(name: str) -> list[str]:
-    family = FAMILIES[name][0].partition("-")[0]
-    return [f"{BLOCKS[family]}.{i}.{matrix}" for i in range(2) for matrix in MATRICES[family]]
+    return saved_families(tmp_path_factory.mktemp("models"))
 
 
 def weight_in(model: Any, name: str) -> Tensor:
@@ -102,154 +53,6 @@ def tokens(n_rows: int = 8, n_tokens: int = 20) -> Tensor:
 def logits(model: Any, ids: Tensor) -> Tensor:
     with torch.inference_mode():
         return model(input_ids=ids).logits.float()
-
-
-# -- receipts ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_receipt_against_a_naive_count(
-    name: str, variant: str, checkpoints: dict[str, Checkpoint]
-) -> None:
-    made = make(checkpoints[name], variant)
-    original = load_model(checkpoints[name], CPU)
-    names = matrix_names(name)
-    assert [item.module for item in made.receipt.compressed] == names
-    error = norm = 0.0
-    for item in made.receipt.compressed:
-        before = original.get_submodule(item.module).weight.data
-        after = weight_in(made.model, item.module)
-        if name.startswith("gpt2") and item.kind != "Conv1D":
-            before = before.T
-        assert item.n_parameters == before.numel()
-        assert item.n_changed == int((after != before).sum())
-        assert item.sparsity == pytest.approx(float((after == 0).double().mean()))
-        squared = float((after - before).double().square().sum())
-        assert item.relative_error == pytest.approx(
-            math.sqrt(squared / float(before.double().square().sum())), rel=1e-4
-        )
-        error += squared
-        norm += float(before.double().square().sum())
-    receipt = made.receipt
-    assert receipt.relative_error == pytest.approx(math.sqrt(error / norm), rel=1e-4)
-    assert receipt.n_compressed == sum(original.get_submodule(n).weight.numel() for n in names)
-    assert receipt.n_changed == sum(item.n_changed for item in receipt.compressed)
-    n_zeros = sum(item.sparsity * item.n_parameters for item in receipt.compressed)
-    assert receipt.sparsity == pytest.approx(n_zeros / receipt.n_compressed)
-    assert receipt.n_parameters == sum(parameter.numel() for parameter in original.parameters())
-    assert receipt.compress_s > 0
-
-
-@pytest.mark.parametrize("variant", ["bnb-nf4", "prune-magnitude:sparsity=0.3"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_parameter_is_compressed_or_skipped_with_a_reason(
-    name: str, variant: str, checkpoints: dict[str, Checkpoint]
-) -> None:
-    receipt = make(checkpoints[name], variant).receipt
-    reasons = {item.module: item.reason for item in receipt.skipped}
-    family = FAMILIES[name][0].partition("-")[0]
-    for embedding in EMBEDDINGS[family]:
-        assert reasons[embedding] == "embedding"
-    is_tied = name in ("llama-tied", "gpt2", "gpt-neox-tied")
-    assert reasons["lm_head"] == "output head" + is_tied * ", tied to the input embedding"
-    assert LEFT not in reasons.values()
-    skipped = sum(item.n_parameters for item in receipt.skipped)
-    head = next(item.n_parameters for item in receipt.skipped if item.module == "lm_head")
-    assert receipt.n_compressed + skipped - is_tied * head == receipt.n_parameters
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_receipt_of_the_original(name: str, checkpoints: dict[str, Checkpoint]) -> None:
-    made = make(checkpoints[name], "original")
-    receipt = made.receipt
-    assert (receipt.n_compressed, receipt.n_changed, receipt.compressed) == (0, 0, [])
-    assert receipt.relative_error == receipt.sparsity == 0
-    assert receipt.bits_per_weight == 32
-    assert not receipt.batch_dependent and not receipt.repairs
-    n = sum(parameter.numel() for parameter in made.model.parameters())
-    assert receipt.n_parameters == n
-    assert receipt.bytes_disk == 4 * n
-    buffers = sum(b.numel() * b.element_size() for b in made.model.buffers())
-    assert receipt.bytes_memory == 4 * n + buffers
-
-
-@pytest.mark.parametrize(
-    ("variant", "bits"),
-    [
-        ("bnb-nf4", 4 + 32 / 64),
-        ("bnb-int8", None),
-        ("prune-magnitude:sparsity=0.25", 32 * 0.75 + 1),
-        ("original", 32.0),
-    ],
-)
-def test_bits_and_bytes(
-    variant: str, bits: float | None, checkpoints: dict[str, Checkpoint], tmp_path: Path
-) -> None:
-    made = make(checkpoints["llama"], variant)
-    if bits is None:  # a float32 scale for every row
-        rows = sum(made.model.get_submodule(n).out_features for n in matrix_names("llama"))
-        bits = 8 + 32 * rows / made.receipt.n_compressed
-    assert made.receipt.bits_per_weight == pytest.approx(bits)
-    made.model.save_pretrained(tmp_path)
-    header = 40_000  # names, shapes and places of the tensors
-    size = (tmp_path / "model.safetensors").stat().st_size
-    assert size - header < made.receipt.bytes_disk <= size
-
-
-def test_double_quantization_takes_less(checkpoints: dict[str, Checkpoint]) -> None:
-    plain = make(checkpoints["llama"], "bnb-nf4").receipt
-    double = make(checkpoints["llama"], "bnb-nf4:double_quant=true").receipt
-    # A scale of 8 bits to a block of 64, and one of 32 bits and an offset to 256 of those.
-    assert 4 + 8 / 64 < double.bits_per_weight < 4.2 < plain.bits_per_weight
-
-
-def test_a_cast_is_no_change(tmp_path: Path) -> None:
-    """The original in bfloat16 and the variant in float32, and the other way round."""
-    for stored, placed in [
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.bfloat16),
-    ]:
-        folder = save(tiny_model("gpt2"), tmp_path / str(stored), dtype=stored)
-        made = make(
-            open_checkpoint(str(folder)),
-            "prune-magnitude:sparsity=0.25",
-            Placement("cpu", placed),
-        )
-        zeros = sum(round(0.25 * item.n_parameters) for item in made.receipt.compressed)
-        assert made.receipt.n_changed == zeros
-        assert made.receipt.bits_per_weight == 8 * stored.itemsize * 0.75 + 1
-        quantized = make(open_checkpoint(str(folder)), "bnb-nf4", Placement("cpu", placed))
-        original = load_model(open_checkpoint(str(folder)), Placement("cpu", placed))
-        for item in quantized.receipt.compressed:
-            layer = quantized.model.get_submodule(item.module)
-            before, after = original.get_submodule(item.module).weight.T, unpacked_weight(layer)
-            assert item.n_changed == int((before != after.to(placed)).sum())
-
-
-def test_shapes_that_differ_are_not_counted() -> None:
-    with pytest.raises(ValueError, match="against"):
-        Ledger().add("one", "Linear", before=torch.ones(2, 3), after=torch.ones(3, 2))
-
-
-def test_old_names_in_the_file(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
-    """Base models are saved without the prefix, and pickles cannot be read tensor by tensor."""
-    from safetensors.torch import save_file
-
-    model = tiny_model("gpt2")
-    save(model, tmp_path)
-    expected = make(checkpoints["gpt2"], "bnb-nf4").receipt
-    tensors = {
-        name.removeprefix("transformer."): tensor.contiguous()
-        for name, tensor in model.state_dict().items()
-        if name != "lm_head.weight"
-    }
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert make(open_checkpoint(str(tmp_path)), "bnb-nf4").receipt.compressed == expected.compressed
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(tensors, tmp_path / "pytorch_model.bin")
-    pickled = open_checkpoint(str(tmp_path), allow_pickle=True)
-    assert make(pickled, "bnb-nf4").receipt.compressed == expected.compressed
 
 
 # -- LLM.int8 and the batch ----------------------------------------------------------------------
@@ -438,109 +241,6 @@ assert sys.modules["kernels"] is kernels
         cwd=Path(__file__).parents[1],
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-# -- magnitude pruning ---------------------------------------------------------------------------
-
-
-def naive_prune(arrays: list[np.ndarray], n: int) -> list[np.ndarray]:
-    flat = np.concatenate([array.ravel() for array in arrays])
-    flat[np.argsort(np.abs(flat), kind="stable")[:n]] = 0
-    ends = np.cumsum([array.size for array in arrays])[:-1]
-    return [p.reshape(a.shape) for p, a in zip(np.split(flat, ends), arrays, strict=True)]
-
-
-@st.composite
-def tensor_lists(draw: st.DrawFn) -> list[Tensor]:
-    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
-    few = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -3.0])
-    many = st.floats(-60000, 60000, width=16)
-    values = draw(st.sampled_from([few, many]))
-    shapes = draw(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 9)), min_size=1, max_size=3))
-    return [
-        torch.tensor(draw(st.lists(values, min_size=r * c, max_size=r * c)), dtype=dtype).view(r, c)
-        for r, c in shapes
-    ]
-
-
-@settings(max_examples=150, deadline=None)
-@given(tensors=tensor_lists(), share=st.floats(0, 1), chunk=st.sampled_from([1, 5, 2**22]))
-def test_pruning_is_a_stable_argsort(tensors: list[Tensor], share: float, chunk: int) -> None:
-    n = round(share * sum(tensor.numel() for tensor in tensors))
-    expected = naive_prune([tensor.double().numpy().copy() for tensor in tensors], n)
-    given_values = [tensor.clone() for tensor in tensors]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prune, "CHUNK", chunk)
-        before = list(prune.zero_smallest(tensors, n))
-    for one, other in zip(before, given_values, strict=True):
-        assert torch.equal(one, other)
-    for tensor, naive in zip(tensors, expected, strict=True):
-        assert np.array_equal(tensor.double().numpy(), naive)
-
-
-def test_neighbours_in_float64_are_told_apart() -> None:
-    base = torch.full((9,), 1.0, dtype=torch.float64)
-    base += torch.arange(9, 0, -1, dtype=torch.float64) * 2.0**-52
-    list(prune.zero_smallest([base], 4))
-    assert (base == 0).tolist() == [False] * 5 + [True] * 4
-
-
-@pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("sparsity", [0.01, 0.3333, 0.5, 0.995])
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "gpt-neox"])
-def test_pruned_models(
-    name: str, sparsity: float, scope: str, checkpoints: dict[str, Checkpoint]
-) -> None:
-    made = make(checkpoints[name], f"prune-magnitude:sparsity={sparsity},scope={scope}")
-    original = load_model(checkpoints[name], CPU)
-    names = matrix_names(name)
-    arrays = [original.get_submodule(n).weight.numpy() for n in names]
-    if scope == "layer":
-        expected = [naive_prune([a], round(sparsity * a.size))[0] for a in arrays]
-    else:
-        expected = naive_prune(arrays, round(sparsity * sum(a.size for a in arrays)))
-    pruned = {n: made.model.get_submodule(n).weight.numpy() for n in names}
-    for n, array in zip(names, expected, strict=True):
-        assert np.array_equal(pruned[n], array), n
-    # Everything else, embeddings and head above all, is what it was.
-    others = {
-        n: p for n, p in made.model.named_parameters() if n.removesuffix(".weight") not in names
-    }
-    for n, parameter in others.items():
-        assert torch.equal(parameter, original.get_parameter(n)), n
-    assert {"lm_head.weight", "model.embed_tokens.weight", "transformer.wte.weight"} & set(others)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_constant_matrices_lose_their_first_weights(dtype: torch.dtype, tmp_path: Path) -> None:
-    model: Any = tiny_model("gpt2")
-    for name in matrix_names("gpt2"):
-        model.get_submodule(name).weight.data.fill_(-0.125)
-    checkpoint = open_checkpoint(str(save(model, tmp_path)))
-    for scope in ("layer", "global"):
-        made = make(
-            checkpoint, f"prune-magnitude:sparsity=0.3,scope={scope}", Placement("cpu", dtype)
-        )
-        weights = [made.model.get_submodule(n).weight.flatten() for n in matrix_names("gpt2")]
-        for flat in [torch.cat(weights)] if scope == "global" else weights:
-            n = round(0.3 * len(flat))
-            assert not flat[:n].any()
-            assert bool((flat[n:] == -0.125).all())
-
-
-def test_pruning_never_holds_the_original_twice(
-    checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loads: list[Checkpoint] = []
-
-    def counted(checkpoint: Checkpoint, placement: Placement) -> Any:
-        loads.append(checkpoint)
-        return load_model(checkpoint, placement)
-
-    monkeypatch.setattr(prune, "load_model", counted)
-    options = PruneMagnitudeOptions(sparsity=0.5, scope="global")
-    prune.make_magnitude(checkpoints["llama"], options, CPU, variant="x")
-    assert len(loads) == 1
 
 
 # -- real models ---------------------------------------------------------------------------------

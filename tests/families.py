@@ -1,0 +1,57 @@
+"""Tiny models of several families, and what each is made of, written down by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from auditor.compress import parse_variant
+from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement, open_checkpoint
+from auditor.compress.make import compress
+from tests.tiny import save, tiny_model
+
+CPU = Placement("cpu", torch.float32)
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama-tied", {}),
+    "gpt2": ("gpt2", {}),
+    "gpt2-untied": ("gpt2", {"tie_word_embeddings": False}),
+    "gpt-neox": ("gpt_neox", {}),
+    "gpt-neox-tied": ("gpt_neox", {"tie_word_embeddings": True}),
+}
+BLOCKS = {"llama": "model.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
+MATRICES = {
+    "llama": [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up")],
+    "gpt2": ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
+    "gpt_neox": ["attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h"],
+}
+MATRICES["llama"].append("mlp.down_proj")
+MATRICES["gpt_neox"].append("mlp.dense_4h_to_h")
+EMBEDDINGS = {
+    "llama": ["model.embed_tokens"],
+    "gpt2": ["transformer.wte", "transformer.wpe"],
+    "gpt_neox": ["gpt_neox.embed_in"],
+}
+VARIANTS = (
+    "bnb-nf4",
+    "bnb-fp4:double_quant=true",
+    "bnb-int8",
+    "prune-magnitude:sparsity=0.3",
+    "prune-magnitude:sparsity=0.7,scope=global",
+)
+
+
+def saved_families(root: Path) -> dict[str, Checkpoint]:
+    for name, (family, changes) in FAMILIES.items():
+        save(tiny_model(family, **changes), root / name)
+    return {name: open_checkpoint(str(root / name)) for name in FAMILIES}
+
+
+def make(checkpoint: Checkpoint, variant: str, placement: Placement = CPU) -> CompressedModel:
+    return compress(checkpoint, parse_variant(variant), placement)
+
+
+def matrix_names(name: str) -> list[str]:
+    family = FAMILIES[name][0].partition("-")[0]
+    return [f"{BLOCKS[family]}.{i}.{matrix}" for i in range(2) for matrix in MATRICES[family]]

@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +136,13 @@ sys.exit(main(["audit", *sys.argv[1:]]))
 """
 
 
-def run(arguments: list[str]) -> subprocess.Popen[str]:
+def run(arguments: list[str], *, launcher: Sequence[str] = (), **more: Any) -> Any:
     return subprocess.Popen(
-        [sys.executable, "-c", SMALL_SHARDS, *arguments],
+        [sys.executable, *(launcher or ("-c", SMALL_SHARDS)), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **more,
     )
 
 
@@ -204,6 +207,45 @@ def test_ctrl_c_stops_cleanly(subject: dict[str, Any], tmp_path: Path) -> None:
     assert process.returncode == 130, printed
     assert "the same command goes on" in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_two_processes_store_what_one_does(subject: dict[str, Any], tmp_path: Path) -> None:
+    script = tmp_path / "small_shards.py"
+    script.write_text(SMALL_SHARDS)
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", str(script))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, how in (("one", ("-c", SMALL_SHARDS)), ("two", launcher)):
+        process = run(flags(subject, tmp_path / name), launcher=how, env=environment)
+        _, printed = process.communicate(timeout=240)
+        assert process.returncode == 0, printed
+    one, two = comparable(tmp_path / "one"), comparable(tmp_path / "two")
+    assert one["environment"].pop("n_processes") == 1
+    assert two["environment"].pop("n_processes") == 2
+    assert one == two
+    names = [[path.name for path in shards(tmp_path / name)] for name in ("one", "two")]
+    assert names[0] == names[1], "the digest of every shard is in its name"
+
+
+@pytest.mark.slow
+def test_no_space_left_is_one_error_and_goes_on_later(
+    subject: dict[str, Any], tmp_path: Path
+) -> None:
+    """A real limit on the size of files: the first shard that is larger cannot be written."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
+
+    process = run(flags(subject, tmp_path / "run"), preexec_fn=limit)
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == 2, printed
+    assert "must be a folder that can be written" in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "run" / "audit.json").exists()
+    assert not list((tmp_path / "run").rglob("*.part"))
+    process = run(flags(subject, tmp_path / "run"))
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
 
 
 def test_the_folder_of_another_audit_is_refused(

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from auditor.sources import Placed, RowSource, open_source
 BLOCK = 1024
 MAX_LISTED = 100
 SIDES = ("members", "nonmembers")
+Column = npt.NDArray[Any]
 
 
 def record_id(text: RecordText | str) -> str:
@@ -40,16 +41,19 @@ def record_id(text: RecordText | str) -> str:
 
 
 class _Found(NamedTuple):
-    """What is kept of one row on the first pass."""
+    """What is kept of rows on the first pass: an array each, some sixty bytes a row in all."""
 
-    id: str
-    is_member: bool
-    source: int
-    position: int
-    n_tokens: int
-    n_scored: int
-    truncated: bool
-    empty: bool
+    ids: Column
+    is_member: Column
+    source: Column
+    position: Column
+    n_tokens: Column
+    n_scored: Column
+    truncated: Column
+    empty: Column
+
+
+KINDS = ("S16", "?", "i8", "i8", "i8", "i8", "?", "?")
 
 
 @dataclass(frozen=True)
@@ -113,29 +117,32 @@ def read_records(config: AuditConfig, encoder: Encoder) -> Records:
     given = [config.members, config.nonmembers] if config.data is None else [config.data]
     sources = [open_source(source) for source in given if source is not None]
     reader = RowReader(config, encoder.tokenizer)
-    found: list[_Found] = []
+    found = [_Found(*(np.zeros(0, dtype=kind) for kind in KINDS))]
     grams = GramSample()
     for number, source in enumerate(sources):
         side = None if config.data is not None else number == 0
         for block in _blocks(_limited(source, reader, side, config.limit)):
-            texts = [text for _, _, text in block]
-            for (placed, is_member, text), encoded in zip(
-                block, encoder.encode(texts), strict=True
-            ):
-                found.append(
-                    _Found(
-                        id=record_id(text),
-                        is_member=is_member,
-                        source=number,
-                        position=placed.position,
-                        n_tokens=len(encoded.ids),
-                        n_scored=encoded.n_scored,
-                        truncated=encoded.truncated,
-                        empty=not text.text.strip(),
-                    )
-                )
+            found.append(_kept(number, block, encoder))
+            for _, _, text in block:
                 grams.add(f"{text.prompt} {text.text}")
-    return _checked(config, found, grams, sources, reader)
+    columns = _Found(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    return _checked(config, columns, grams, sources, reader)
+
+
+def _kept(number: int, block: list[tuple[Placed, bool, RecordText]], encoder: Encoder) -> _Found:
+    """What is kept of a block of rows from source `number`."""
+    encoded = encoder.encode([text for _, _, text in block])
+    columns = (
+        [record_id(text) for _, _, text in block],
+        [is_member for _, is_member, _ in block],
+        [number] * len(block),
+        [placed.position for placed, _, _ in block],
+        [len(record.ids) for record in encoded],
+        [record.n_scored for record in encoded],
+        [record.truncated for record in encoded],
+        [not text.text.strip() for _, _, text in block],
+    )
+    return _Found(*(np.array(c, dtype=k) for c, k in zip(columns, KINDS, strict=True)))
 
 
 def _limited(
@@ -162,16 +169,15 @@ def _blocks(
 
 def _checked(
     config: AuditConfig,
-    found: list[_Found],
+    found: _Found,
     grams: GramSample,
     sources: list[RowSource],
     reader: RowReader,
 ) -> Records:
-    member = np.array([row.is_member for row in found], dtype=np.bool_)
+    member, empty, lengths = found.is_member, found.empty, found.n_tokens
     _must_have_both_sides(member)
-    ids = np.array([row.id for row in found])
-    empty = np.array([row.empty for row in found])
-    short = np.array([row.n_scored == 0 for row in found]) & ~empty
+    ids = found.ids.astype(np.str_)
+    short = (found.n_scored == 0) & ~empty
     overlap = _overlap(ids, member, ~empty & ~short)
     if overlap.any() and not config.allow_overlap:
         shared = sorted(set(ids[overlap].tolist()))
@@ -183,8 +189,6 @@ def _checked(
     duplicate = _later_copies(ids, member) & ~empty & ~short & ~overlap
     kept = ~(empty | short | overlap | duplicate)
     near = grams.near_duplicates(member, kept)
-    lengths = np.array([row.n_tokens for row in found], dtype=np.int64)
-    truncated = np.array([row.truncated for row in found])
     sides = {}
     for name, mask in zip(SIDES, (member, ~member), strict=True):
         audited = int((kept & mask).sum())
@@ -196,7 +200,7 @@ def _checked(
             n_too_short=int((short & mask).sum()),
             n_overlap=int((overlap & mask).sum()),
             n_near_duplicates=int((near & mask).sum()),
-            n_truncated=int((truncated & kept & mask).sum()),
+            n_truncated=int((found.truncated & kept & mask).sum()),
             left_out_ids=ids[(short | empty) & mask][:MAX_LISTED].tolist(),
             tokens=_lengths(lengths[kept & mask]),
         )
@@ -220,8 +224,8 @@ def _checked(
         n_tokens=lengths[kept],
         summary=summary,
         warnings=_warnings(summary, p_value),
-        _source=np.array([row.source for row in found], dtype=np.int64)[kept],
-        _position=np.array([row.position for row in found], dtype=np.int64)[kept],
+        _source=found.source[kept],
+        _position=found.position[kept],
         _rows=sources,
         _reader=reader,
     )

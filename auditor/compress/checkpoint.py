@@ -9,8 +9,10 @@ import json
 import os
 import pickle
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +47,8 @@ DEFAULT_CONTEXT = 2048
 NO_LIMIT = 10**7
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# Seconds that `load_model` has taken so far, so that making a variant is timed apart from reading it.
+LOADED_S: ContextVar[float] = ContextVar("loaded_s", default=0.0)
 CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
 
 
@@ -83,10 +87,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class CompressedModel:
-    """A variant ready to be scored, and the receipt of how it was made."""
+    """A variant ready to be scored, the receipt of how it was made, and the seconds of loading."""
 
     model: "PreTrainedModel"
     receipt: "Receipt"
+    load_s: float = 0.0
 
 
 def open_checkpoint(
@@ -258,6 +263,7 @@ def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "Pr
     import torch
     from transformers import AutoModelForCausalLM
 
+    begin = time.perf_counter()
     must = f"{checkpoint.name} must hold weights that fit its config.json"
     loader: Any = AutoModelForCausalLM
     try:
@@ -295,6 +301,8 @@ def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "Pr
             fix="save the model with its output head, as AutoModelForCausalLM does",
         )
     ready: PreTrainedModel = model.eval().requires_grad_(requires_grad=False)
+    if not more:  # a library that compresses while it loads is timed as compressing
+        LOADED_S.set(LOADED_S.get() + time.perf_counter() - begin)
     return ready
 
 

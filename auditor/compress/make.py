@@ -4,7 +4,13 @@ import time
 from importlib import import_module
 
 from auditor.compress import COMPRESSORS, VariantSpec
-from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement, quantization_of
+from auditor.compress.checkpoint import (
+    LOADED_S,
+    Checkpoint,
+    CompressedModel,
+    Placement,
+    quantization_of,
+)
 from auditor.compress.receipt import LEFT, Receipt
 from auditor.compress.weights import first_line
 from auditor.errors import VariantError
@@ -29,13 +35,14 @@ def compress(checkpoint: Checkpoint, spec: VariantSpec, placement: Placement) ->
     quantized = quantization_of(checkpoint.config)
     if quantized and spec.id != "original":
         raise already_quantized(checkpoint.name, quantized, spec.label)
-    begin = time.perf_counter()
+    begin, loaded = time.perf_counter(), LOADED_S.get()
     made = _call(checkpoint, spec, placement)
-    seconds = time.perf_counter() - begin
+    load_s = LOADED_S.get() - loaded
+    seconds = time.perf_counter() - begin - load_s
     receipt = made.receipt.model_copy(update={"compress_s": seconds})
     if spec.id != "original":
         check_receipt(receipt, changed_share=spec.options.changed_share)
-    return CompressedModel(made.model, receipt)
+    return CompressedModel(made.model, receipt, load_s)
 
 
 def _call(checkpoint: Checkpoint, spec: VariantSpec, placement: Placement) -> CompressedModel:

@@ -60,7 +60,10 @@ class Receipt(BaseModel):
         description="Bytes of its weights in a checkpoint, counted from the tensors that saving "
         "would write (pruned matrices are written dense)."
     )
-    compress_s: float = Field(description="Seconds to load and compress.")
+    compress_s: float = Field(
+        description="Seconds to compress and to count what changed; loading is in it only where the "
+        "library compresses while it loads."
+    )
     batch_dependent: bool = Field(
         False,
         description="Whether a record's scores would depend on its batch; such a variant is scored "

@@ -66,7 +66,7 @@ def score_variant(
         return found, nothing_run(plan.name)
     begin = time.perf_counter()
     made = plan.make()
-    load_s = time.perf_counter() - begin
+    compress_s = time.perf_counter() - begin - made.load_s
     receipt = made.receipt
     begin = time.perf_counter()
     counters, broken = _score_shards(
@@ -74,7 +74,8 @@ def score_variant(
     )
     timing = Timing(
         variant=plan.name,
-        load_s=load_s,
+        load_s=made.load_s,
+        compress_s=compress_s,
         forward_s=counters.forward_s,
         rest_s=max(0.0, time.perf_counter() - begin - counters.forward_s),
         n_forward_records=counters.n_records,
@@ -154,6 +155,7 @@ def nothing_run(name: str) -> Timing:
     return Timing(
         variant=name,
         load_s=0.0,
+        compress_s=0.0,
         forward_s=0.0,
         rest_s=0.0,
         n_forward_records=0,

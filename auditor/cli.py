@@ -47,7 +47,7 @@ def run_audit(
     dry_run
         Check everything, print the plan and run nothing.
     display
-        rich: a bar per version; plain: lines for a log; none: nothing until the end.
+        rich: a bar per version; plain: lines for a log; none: nothing but errors.
     """
     from auditor.recipes import configure
 

@@ -6,8 +6,7 @@
     ├── ModelError               the checkpoint cannot be used
     ├── VariantError             a variant cannot be made here
     │   └── BrokenVariantError   a variant was made, and its numbers are not numbers
-    ├── StoreError               the output folder cannot be written, or holds something else
-    └── GateClosed               exit code 3: the audit ran, and a bound was broken
+    └── StoreError               the output folder cannot be written, or holds something else
 
 Everything that is the user's to mend is one of these and is shown without a traceback; anything
 else is a defect of this program and keeps its traceback.
@@ -65,12 +64,6 @@ class BrokenVariantError(VariantError):
 
 class StoreError(CompleakError):
     """The output folder cannot be written, or holds something else."""
-
-
-class GateClosed(CompleakError):  # noqa: N818 - it is an outcome and not a failure
-    """The audit ran to its end, and a bound set by the user was broken."""
-
-    exit_code = 3
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> ConfigError:

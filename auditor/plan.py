@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from auditor.compress.checkpoint import Checkpoint
+from auditor.compress.checkpoint import Checkpoint, Placement
 from auditor.config import AuditConfig
 
 # Share of the measured matrix-product rate that a forward pass reaches, measured with a 5.5M and a
@@ -55,11 +55,13 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     from auditor.judge import choose_attacks
     from auditor.records import read_records
     from auditor.report.catalogue import new_table
-    from auditor.subject import open_subjects
+    from auditor.store import must_be_free
+    from auditor.subject import about, open_subjects
 
     console = console or Console()
     subjects = open_subjects(config)
     records = read_records(config, subjects.model.encoder)
+    must_be_free(Path(config.output_path), about(subjects, records))
     attacks, left_out, primary = choose_attacks(
         config, has_reference=subjects.reference is not None, same_tokens=subjects.same_tokens
     )
@@ -79,18 +81,18 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     for name, reason in left_out.items():
         table.add_row("", f"without {name}: it {reason}")
     table.add_row("primary", primary)
-    _add_estimates(table, subjects.model.placement.device, count, tokens * n_passes)
+    _add_estimates(table, subjects.model.placement, count, tokens * n_passes)
     for warned in records.warnings:
         table.add_row(warned.severity, warned.message)
     console.print(table)
 
 
-def _add_estimates(table: Table, device: str, count: int | None, tokens: int) -> None:
+def _add_estimates(table: Table, place: Placement, count: int | None, tokens: int) -> None:
     if count is None:
         table.add_row("memory, time", "unknown: the weights are not safetensors")
         return
-    memory = count * 4 + OVERHEAD_BYTES
-    seconds = 2 * count * tokens / (EFFICIENCY * matrix_rate(device))
+    memory = count * place.dtype.itemsize + OVERHEAD_BYTES
+    seconds = 2 * count * tokens / (EFFICIENCY * matrix_rate(place.device))
     table.add_row("memory", f"about {memory / 2**30:.1f} GiB")
     table.add_row("time", f"about {_duration(seconds)} in the model, loading apart")
 

@@ -152,8 +152,8 @@ class Timing(Result):
     variant: str = Field(description="The variant, or 'reference'.")
     load_s: float = Field(description="Loading.")
     compress_s: float = Field(
-        description="Compressing and counting what changed; with a library that compresses while it "
-        "loads, loading too."
+        description="Compressing and counting what changed; with a library that compresses while "
+        "it loads, loading too."
     )
     forward_s: float = Field(description="Inside the model and the token statistics.")
     rest_s: float = Field(description="Reading, tokenizing, writing.")

@@ -290,12 +290,46 @@ def locked(output: Path, *, is_main: bool) -> Iterator[None]:
         lock.release()
 
 
+def must_be_free(output: Path, about: Mapping[str, str]) -> bool:
+    """Whether `output` already belongs to this audit; nothing is written.
+
+    Args:
+        output: The output folder, which need not be there.
+        about: What an audit is about (model, tokenizer, records, length), as short texts.
+
+    Raises:
+        StoreError: The folder holds another audit.
+    """
+    path = output / "tokens" / "audit.json"
+    must = f"{output} must be empty or hold this very audit"
+    if not path.is_file():
+        if (output / "audit.json").exists():
+            raise StoreError(
+                must,
+                seen="an audit.json without its stored scores",
+                fix="choose another --output-path, or move that file away",
+            )
+        return False
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
+    for key in about:
+        if found.get(key) != about[key]:
+            raise StoreError(
+                must,
+                seen=f"an audit with another {key}: {found.get(key)} there, {about[key]} now",
+                fix="choose another --output-path, or remove that folder",
+            )
+    return True
+
+
 def claim(output: Path, about: Mapping[str, str], *, is_main: bool = True) -> Path:
     """Make `output` the folder of the audit `about`, or find that it is already.
 
     Args:
         output: The output folder.
-        about: What an audit is about (model, tokenizer, records, length), as short texts.
+        about: As for `must_be_free`.
         is_main: Whether this process is the one that writes.
 
     Returns:
@@ -305,31 +339,11 @@ def claim(output: Path, about: Mapping[str, str], *, is_main: bool = True) -> Pa
         StoreError: The folder holds another audit, or cannot be written.
     """
     root = output / "tokens"
-    path = root / "audit.json"
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = {}
-        different = [key for key in about if found.get(key) != about[key]]
-        if is_main:
-            # What a killed run left half written; nobody else writes here while it is locked.
-            for part in root.rglob(".*.part"):
-                part.unlink(missing_ok=True)
-        if different:
-            key = different[0]
-            raise StoreError(
-                f"{output} must be empty or hold this very audit",
-                seen=f"an audit with another {key}: {found.get(key)} there, {about[key]} now",
-                fix="choose another --output-path, or remove that folder",
-            )
-        return root
-    if (output / "audit.json").exists():
-        raise StoreError(
-            f"{output} must be empty or hold this very audit",
-            seen="an audit.json without its stored scores",
-            fix="choose another --output-path, or move that file away",
-        )
+    known = must_be_free(output, about)
+    if is_main and not known:
+        write_text(root / "audit.json", json.dumps(dict(about), indent=1) + "\n")
     if is_main:
-        write_text(path, json.dumps(dict(about), indent=1) + "\n")
+        # What a killed run left half written; nobody else writes here while it is locked.
+        for part in root.rglob(".*.part"):
+            part.unlink(missing_ok=True)
     return root

@@ -47,7 +47,7 @@ DEFAULT_CONTEXT = 2048
 NO_LIMIT = 10**7
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-# Seconds that `load_model` has taken so far, so that making a variant is timed apart from reading it.
+# Seconds that `load_model` has taken so far: making a variant is timed apart from reading it.
 LOADED_S: ContextVar[float] = ContextVar("loaded_s", default=0.0)
 CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
 

@@ -61,8 +61,8 @@ class Receipt(BaseModel):
         "would write (pruned matrices are written dense)."
     )
     compress_s: float = Field(
-        description="Seconds to compress and to count what changed; loading is in it only where the "
-        "library compresses while it loads."
+        description="Seconds to compress and to count what changed; loading is in it only where "
+        "the library compresses while it loads."
     )
     batch_dependent: bool = Field(
         False,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from auditor import AuditConfig, AuditResult, audit
 from auditor.demo.letters import letters
 from tests.tiny import save, tiny_model
 
@@ -41,3 +42,9 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "variants": VARIANTS,
         "bootstrap": 100,
     }
+
+
+@pytest.fixture(scope="session")
+def done(subject: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
+    output = tmp_path_factory.mktemp("done") / "run"
+    return audit(AuditConfig.model_validate({**subject, "output_path": str(output)}))

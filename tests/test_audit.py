@@ -25,12 +25,6 @@ from tests.conftest import N
 from tests.tiny import save, tiny_model
 
 
-@pytest.fixture(scope="session")
-def done(subject: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
-    output = tmp_path_factory.mktemp("done") / "run"
-    return audit(AuditConfig.model_validate({**subject, "output_path": str(output)}))
-
-
 def output_of(result: AuditResult) -> Path:
     return Path(result.config["output_path"])
 

@@ -20,9 +20,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from transformers.utils import logging
 
 from auditor.demo.letters import letters
+from auditor.errors import StoreError
 from auditor.files import write_text
 
 END = "<|end|>"
+MARK = ".demo"
 IGNORED = -100
 Tell = Callable[[str], None]
 
@@ -94,7 +96,14 @@ def make_target(
     if made.get("made_with") == about:
         tell("the model is there already")
         return target
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        raise StoreError(
+            f"{folder} must be empty or hold a target of the demo",
+            seen="other files",
+            fix="choose another --output-path",
+        )
     shutil.rmtree(folder, ignore_errors=True)
+    write_text(folder / MARK, "made by compleak-llm demo; may be removed as a whole\n")
     pile = letters(size.n_base + size.n_members + size.n_nonmembers, seed=seed)
     base, rest = pile[: size.n_base], pile[size.n_base :]
     # One pile, shuffled: a record's side is chance and nothing else.

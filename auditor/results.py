@@ -127,7 +127,7 @@ class BlindBaseline(Result):
     tpr_at_fpr: dict[str, Estimate] = Field(description="As for an attack.")
     n_features: int = Field(description="Columns of the hashed features.")
     told_apart: bool = Field(
-        description="Whether the interval of the AUC lies above 0.5: the audit then measures the "
+        description="Whether the AUC's interval at 99% lies above 0.5: the audit then measures the "
         "lists as well as the model."
     )
 

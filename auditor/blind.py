@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 MOST = 5000
-# DeLong's interval takes the signal as given; that the folds share their training records makes the
-# AUC spread more: measured on exchangeable letters, 1.5 times as much at 150 a side and 1.2 times at
-# 500. At 95% one exchangeable split in ten would raise the alarm.
+# DeLong's interval takes the signal as given; that the folds share their training records makes
+# the AUC spread more: measured on exchangeable letters, 1.5 times as much at 150 a side and 1.2
+# times at 500. At 95% one exchangeable split in ten would raise the alarm.
 ALARM = 0.99
 WORD_FEATURES = 2**16
 LETTER_FEATURES = 2**16

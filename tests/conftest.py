@@ -41,6 +41,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "nonmembers": str(write_records(folder / "nonmembers.jsonl", texts[N : 2 * N])),
         "variants": VARIANTS,
         "bootstrap": 100,
+        "fpr": "0.01,0.2",
     }
 
 

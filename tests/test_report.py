@@ -20,7 +20,7 @@ def printed(result: AuditResult, width: int) -> str:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("width", [60, 80, 131, 132, 140, 159, 160, 200])
+@pytest.mark.parametrize("width", [60, 80, 137, 138, 140, 171, 172, 200])
 def test_no_figure_is_cut_off(done: AuditResult, width: int) -> None:
     text = printed(done, width)
     assert "…" not in text
@@ -30,6 +30,8 @@ def test_no_figure_is_cut_off(done: AuditResult, width: int) -> None:
         found = variant.attacks["ez"].auc
         assert format(found.value, ".3f") in text
         assert f"[{found.low:.3f}, {found.high:.3f}]" in text
+        tpr = variant.attacks["ez"].tpr_at_fpr["0.2"]
+        assert f"[{100 * tpr.low:.1f}, {100 * tpr.high:.1f}]" in text
     for item in done.comparisons:
         if item.family == "primary":
             assert p_value(item.p_adjusted) in text

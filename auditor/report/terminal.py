@@ -12,8 +12,8 @@ from auditor.stats.figures import rate_name
 
 STYLE = {"severe": "bold red", "warning": "yellow", "info": "dim"}
 # Columns that the table needs on one line a version, and with intervals under their figures.
-WIDE = 160
-STACKED = 132
+WIDE = 172
+STACKED = 138
 REPAIRED = "library-repaired"
 
 
@@ -22,7 +22,7 @@ def render(result: AuditResult, *, width: int = 140) -> RenderableType:
 
     Args:
         result: The audit.
-        width: Columns of the terminal; below 132 a version is a block of lines.
+        width: Columns of the terminal; below 138 a version is a block of lines.
     """
     parts = [*_warnings(result), _heading(result)]
     parts.append(_narrow(result) if width < STACKED else _wide(result, stacked=width < WIDE))
@@ -125,13 +125,14 @@ def _cells(result: AuditResult, variant: VariantResult, rate: str | None) -> lis
     found = variant.attacks.get(result.primary_attack)
     auc = _difference(result, variant.variant, "auc")
     tpr = _difference(result, variant.variant, f"tpr@{rate}")
+    mark = " *" if _is_significant(result, variant.variant) else ""
     title = "TPR" if rate is None else f"TPR@{100 * float(rate):g}%FPR, %"
     return [
         ("perplexity", f"{variant.perplexity:.2f}" if variant.perplexity else "–"),
         ("AUC", interval(found.auc if found else None)),
         (title, interval(found.tpr_at_fpr.get(rate or "") if found else None, percent=True)),
         ("AUC − original", interval(auc.difference if auc else None, signed=True)),
-        ("p (Holm)", p_value(auc.p_adjusted if auc else None)),
+        ("p (Holm)", p_value(auc.p_adjusted if auc else None) + mark),
         ("TPR − original", interval(tpr.difference if tpr else None, percent=True, signed=True)),
     ]
 
@@ -155,11 +156,10 @@ def _wide(result: AuditResult, *, stacked: bool) -> Table:
         if stacked:
             cells = [cell.replace(" [", "\n[") for cell in cells]
             done = done.replace(", ", ",\n")
-        significant = _is_significant(result, variant.variant)
-        style = "bold" if significant else ""
+        style = "bold" if _is_significant(result, variant.variant) else ""
         cells = [escape(cell) for cell in cells]
         table.add_row(escape(variant.variant), done, *cells, style=style)
-    table.caption = f"intervals at {level}; bold: differs from the original after Holm"
+    table.caption = f"intervals at {level}; * differs from the original after Holm's correction"
     table.caption_justify = "left"
     return table
 
@@ -179,7 +179,7 @@ def _narrow(result: AuditResult) -> Group:
             if text != "–":
                 grid.add_row(f"  {name}", text)
         parts.append(grid)
-    parts.append(Text(f"intervals at {level}", style="dim"))
+    parts.append(Text(f"intervals at {level}; * differs from the original after Holm", style="dim"))
     return Group(*parts)
 
 

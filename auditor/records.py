@@ -21,7 +21,8 @@ from auditor.grams import GramSample
 from auditor.results import LengthSummary, RecordsSummary, Side, Warned
 from auditor.rows import RowReader
 from auditor.scoring.encode import Encoder, RecordText
-from auditor.sources import Placed, RowSource, open_source
+from auditor.sources import RowSource, open_source
+from auditor.textfiles import Placed
 
 BLOCK = 1024
 MAX_LISTED = 100

@@ -5,7 +5,7 @@ from typing import Any
 from auditor.config import AuditConfig
 from auditor.errors import RecordsError
 from auditor.scoring.encode import RecordText
-from auditor.sources import Placed
+from auditor.textfiles import Placed
 
 MEMBER = ("1", "true", "member", "yes")
 NONMEMBER = ("0", "false", "nonmember", "non-member", "no")

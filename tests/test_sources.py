@@ -123,6 +123,20 @@ def test_a_data_set_on_disk(tmp_path: Path) -> None:
     assert "splits: train, test" in str(caught.value)
 
 
+def test_a_folder_of_files_leaves_nothing_in_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    cache, folder = tmp_path / "cache", tmp_path / "folder"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    folder.mkdir()
+    write(folder / "train.jsonl", [{"text": f"secret {i}", "n": str(i)} for i in range(5)])
+    source = open_source(Source(path=str(folder)))
+    assert [item.row["text"] for item in source.stream()][4] == "secret 4"
+    assert source.read([2])[0]["text"] == "secret 2"
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_streaming_holds_no_texts(suffix: str, tmp_path: Path) -> None:
     n, text = 20_000, "x" * 400

@@ -81,6 +81,7 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     for name, reason in left_out.items():
         table.add_row("", f"without {name}: it {reason}")
     table.add_row("primary", primary)
+    table.add_row("results", config.output_path)
     _add_estimates(table, subjects.model.placement, count, tokens * n_passes)
     for warned in records.warnings:
         table.add_row(warned.severity, warned.message)

@@ -1,5 +1,7 @@
 """The tables of `list` and `doctor`."""
 
+import re
+
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +33,8 @@ def attacks_table() -> Table:
         else:
             needs = "a reference" if attack.needs_reference else ""
         summary = (attack.load().__doc__ or "").strip().partition("\n")[0]
+        # The source has a column of its own.
+        summary = re.sub(r" \([^()]*\d{4}[^()]*\)", "", summary)
         table.add_row(name, attack.setting, summary, needs, attack.source)
     return table
 

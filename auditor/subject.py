@@ -14,10 +14,10 @@ from auditor.compress.checkpoint import (
     quantization_of,
     tokenizer_sha256,
 )
-from auditor.compress.make import compress
+from auditor.compress.make import already_quantized, compress, library_missing
 from auditor.config import AuditConfig
 from auditor.environment import installed, place
-from auditor.errors import ConfigError, VariantError
+from auditor.errors import ConfigError
 from auditor.results import ModelIdentity
 from auditor.scoring.encode import Encoder
 from auditor.scoring.variants import Pass
@@ -93,19 +93,10 @@ def check_variants(checkpoint: Checkpoint, specs: tuple[VariantSpec, ...]) -> No
         if spec.id == "original":
             continue
         if quantized:
-            raise VariantError(
-                "variants must be made from a full-precision checkpoint",
-                seen=f"{checkpoint.name} is already quantized ({quantized}), asked: {spec.label}",
-                fix="give the full-precision model as --model, or audit this one alone with "
-                "--variants original",
-            )
-        for requirement in COMPRESSORS[spec.id].requires:
-            if installed(requirement) is None:
-                raise VariantError(
-                    f"variant {spec.id} needs {requirement}",
-                    seen="it is not installed",
-                    fix=f"pip install -c constraints.txt {requirement}",
-                )
+            raise already_quantized(checkpoint.name, quantized, spec.label)
+        requires = COMPRESSORS[spec.id].requires
+        if missing := tuple(name for name in requires if installed(name) is None):
+            raise library_missing(spec.id, missing, f"{', '.join(missing)} is not installed")
 
 
 def _open(config: AuditConfig, name: str, *, is_reference: bool) -> Subject:

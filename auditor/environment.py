@@ -4,9 +4,10 @@ import os
 import platform
 import resource
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from auditor.config import DTYPES, AuditConfig
 from auditor.errors import ConfigError, unknown
@@ -23,6 +24,12 @@ PACKAGES = (
     "tokenizers",
     "accelerate",
     "bitsandbytes",
+    "gptqmodel",
+    "optimum",
+    "torchao",
+    "hqq",
+    "compressed-tensors",
+    "gguf",
     "datasets",
     "peft",
     "numpy",
@@ -79,17 +86,67 @@ def environment(placement: "Placement", world: int) -> dict[str, Any]:
     return found
 
 
-def peak_bytes() -> int:
-    """Peak resident memory of this process so far."""
+# The highest peak that was seen before the system's own was set back (see `PeakMemory`).
+_earlier_peak = 0
+
+
+def _status_bytes(key: str) -> int:
+    """A figure of `/proc/self/status` in bytes, or 0 where there is none."""
     try:
-        # getrusage keeps the peak of the process that started this one; the kernel's own does not.
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{key}:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
+    return 0
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process so far."""
+    # getrusage keeps the peak of the process that started this one; the kernel's own does not.
+    if found := _status_bytes("VmHWM"):
+        return max(found, _earlier_peak)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class PeakMemory:
+    """Measures the memory that a block takes at its peak, above what was held when it began.
+
+    Args:
+        device: "cpu" for resident memory; "cuda..." for memory that torch has allocated there.
+
+    Attributes:
+        peak_bytes: Once the block has ended; 0 where the system does not tell.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._begin = 0
+        self.peak_bytes = 0
+
+    def __enter__(self) -> Self:
+        global _earlier_peak  # noqa: PLW0603 - the kernel's counter is one for the process too
+        if self._device.startswith("cuda"):
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._begin = torch.cuda.memory_allocated(self._device)
+            return self
+        _earlier_peak = peak_bytes()
+        with suppress(OSError):  # sets the kernel's peak back to what is held now
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        self._begin = _status_bytes("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.startswith("cuda"):
+            import torch
+
+            found = torch.cuda.max_memory_allocated(self._device)
+        else:
+            found = _status_bytes("VmHWM")
+        self.peak_bytes = max(0, found - self._begin)
 
 
 def place(config: AuditConfig, checkpoint_dtype: "torch.dtype | str | None") -> "Placement":

@@ -11,10 +11,9 @@ from auditor.compress.checkpoint import (
     context_tokens,
     load_tokenizer,
     open_checkpoint,
-    quantization_of,
     tokenizer_sha256,
 )
-from auditor.compress.make import already_quantized, compress, library_missing
+from auditor.compress.make import check_possible, compress
 from auditor.config import AuditConfig
 from auditor.environment import installed, place
 from auditor.errors import ConfigError
@@ -70,7 +69,8 @@ def open_subjects(config: AuditConfig) -> Subjects:
         ConfigError: A device or a length that cannot be.
     """
     model = _open(config, config.model, is_reference=False)
-    check_variants(model.checkpoint, config.variant_specs)
+    for spec in config.variant_specs:
+        check_possible(model.checkpoint, spec)
     if config.reference is None:
         return Subjects(model, None, same_tokens=False)
     reference = _open(config, config.reference, is_reference=True)
@@ -80,23 +80,6 @@ def open_subjects(config: AuditConfig) -> Subjects:
         shorter = min(model.encoder.max_length, reference.encoder.max_length)
         model.encoder.max_length = reference.encoder.max_length = shorter
     return Subjects(model, reference, same_tokens=same)
-
-
-def check_variants(checkpoint: Checkpoint, specs: tuple[VariantSpec, ...]) -> None:
-    """Refuse before anything is run what could only fail later.
-
-    Raises:
-        VariantError: The checkpoint is quantized already, or a library is missing.
-    """
-    quantized = quantization_of(checkpoint.config)
-    for spec in specs:
-        if spec.id == "original":
-            continue
-        if quantized:
-            raise already_quantized(checkpoint.name, quantized, spec.label)
-        requires = COMPRESSORS[spec.id].requires
-        if missing := tuple(name for name in requires if installed(name) is None):
-            raise library_missing(spec.id, missing, f"{', '.join(missing)} is not installed")
 
 
 def _open(config: AuditConfig, name: str, *, is_reference: bool) -> Subject:

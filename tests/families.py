@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from auditor.compress import parse_variant
+from auditor.calibration import Calibration
+from auditor.compress import COMPRESSORS, parse_variant
 from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement, open_checkpoint
 from auditor.compress.make import compress
-from tests.tiny import save, tiny_model
+from auditor.compress.receipt import CalibrationUse
+from tests.tiny import VOCABULARY, save, tiny_model
 
 CPU = Placement("cpu", torch.float32)
 
@@ -42,14 +45,53 @@ VARIANTS = (
 )
 
 
+# Every family of the catalogue's matrix: tied and not, with biases and without, two widths.
+CATALOGUE: dict[str, tuple[str, dict[str, Any]]] = {
+    **FAMILIES,
+    "llama-bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-128": ("llama", {"hidden_size": 128}),
+    "gpt2-128": ("gpt2", {"hidden_size": 128}),
+    "gpt-neox-128": ("gpt_neox", {"hidden_size": 128}),
+    "opt": ("opt", {}),
+    "qwen3": ("qwen3", {"tie_word_embeddings": True}),
+    "mistral": ("mistral", {}),
+    "gemma3": ("gemma3_text", {}),
+    "phi3": ("phi3", {}),
+    "mixtral": ("mixtral", {}),
+}
+
+
 def saved_families(root: Path) -> dict[str, Checkpoint]:
     for name, (family, changes) in FAMILIES.items():
         save(tiny_model(family, **changes), root / name)
     return {name: open_checkpoint(str(root / name)) for name in FAMILIES}
 
 
+def saved_catalogue(root: Path) -> dict[str, Checkpoint]:
+    """A checkpoint of every model of `CATALOGUE`, by name."""
+    for name, (family, changes) in CATALOGUE.items():
+        save(tiny_model(family, **changes), root / name)
+    return {name: open_checkpoint(str(root / name)) for name in CATALOGUE}
+
+
+def tiny_calibration(n_samples: int = 4, n_tokens: int = 32) -> Calibration:
+    """Windows of random tokens."""
+    windows = np.random.default_rng(0).integers(1, VOCABULARY, (n_samples, n_tokens))
+    use = CalibrationUse(
+        source="random tokens",
+        n_records=n_samples,
+        n_samples=n_samples,
+        n_tokens=windows.size,
+        sha256="0" * 64,
+        ids=[f"{number:016x}" for number in range(n_samples)],
+    )
+    return Calibration(windows, use, texts=())
+
+
 def make(checkpoint: Checkpoint, variant: str, placement: Placement = CPU) -> CompressedModel:
-    return compress(checkpoint, parse_variant(variant), placement)
+    spec = parse_variant(variant)
+    needed = tiny_calibration() if COMPRESSORS[spec.id].is_calibrated else None
+    return compress(checkpoint, spec, placement, calibration=needed)
 
 
 def matrix_names(name: str) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from auditor.compress import COMPRESSORS, Compressor, measure
+from auditor.compress import COMPRESSORS, Compressor
 from auditor.compress.checkpoint import (
     Checkpoint,
     CompressedModel,
@@ -18,6 +18,7 @@ from auditor.compress.checkpoint import (
     load_model,
     open_checkpoint,
 )
+from auditor.compress.matrices import matrices
 from auditor.compress.measure import Ledger, write_receipt
 from auditor.compress.options import Options
 from auditor.compress.receipt import Receipt
@@ -98,9 +99,9 @@ def make_nothing(
 ) -> CompressedModel:
     """Says that it compressed every matrix, and changed none."""
     model, ledger = load_model(checkpoint, placement), Ledger()
-    for name, module in measure.matrices(model):
-        ledger.add(name, "Linear", before=module.weight.data, after=module.weight.data)
-    return CompressedModel(model, receipt_of(model, ledger, variant))
+    for matrix in matrices(model):
+        ledger.add(matrix.name, matrix.kind, before=matrix.weight, after=matrix.weight)
+    return CompressedModel(model, receipt_of(checkpoint, model, ledger, variant))
 
 
 def make_one_matrix(
@@ -108,11 +109,11 @@ def make_one_matrix(
 ) -> CompressedModel:
     """Changes 10 weights of the first matrix and leaves the others alone without a word."""
     model, ledger = load_model(checkpoint, placement), Ledger()
-    name, module = next(measure.matrices(model))
-    before = module.weight.data.clone()
-    module.weight.data.view(-1)[:10] += 1
-    ledger.add(name, "Linear", before=before, after=module.weight.data)
-    return CompressedModel(model, receipt_of(model, ledger, variant))
+    matrix = next(matrices(model))
+    before = matrix.weight.clone()
+    matrix.weight.view(-1)[:10] += 1
+    ledger.add(matrix.name, matrix.kind, before=before, after=matrix.weight)
+    return CompressedModel(model, receipt_of(checkpoint, model, ledger, variant))
 
 
 def make_error(*_: object, **__: object) -> CompressedModel:
@@ -123,9 +124,9 @@ def make_import_error(*_: object, **__: object) -> CompressedModel:
     raise ImportError("No module named 'squeeze'")
 
 
-def receipt_of(model: Any, ledger: Ledger, variant: str) -> Receipt:
+def receipt_of(checkpoint: Checkpoint, model: Any, ledger: Ledger, variant: str) -> Receipt:
     return write_receipt(
-        model, ledger, variant=variant, library="none", bits_per_weight=4, stored=torch.float32
+        checkpoint, model, ledger, variant=variant, library="none", bits_per_weight=4
     )
 
 
@@ -163,10 +164,10 @@ def test_a_little_pruning_is_enough_and_pruned_already_is_not(tmp_path: Path) ->
 def test_a_librarys_error_is_told_and_an_own_one_keeps_its_traceback(
     monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, Checkpoint]
 ) -> None:
-    register(monkeypatch, "make_error", "squeeze")
+    register(monkeypatch, "make_error", "rich")
     with pytest.raises(VariantError, match="must be possible") as caught:
         make(checkpoints["llama"], "a-test")
-    assert "squeeze raised RuntimeError: the kernel is not there" in caught.value.seen
+    assert "rich raised RuntimeError: the kernel is not there" in caught.value.seen
     register(monkeypatch, "make_error")
     with pytest.raises(RuntimeError, match="the kernel is not there"):
         make(checkpoints["llama"], "a-test")

@@ -12,7 +12,7 @@ from pydantic import Field
 from auditor import AuditConfig, audit
 from auditor.attacks import ATTACKS, Attack, single
 from auditor.cli import main
-from auditor.compress import COMPRESSORS, Compressor, checkpoint, measure
+from auditor.compress import COMPRESSORS, Compressor, checkpoint, matrices, measure
 from auditor.compress.options import Options
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> None:
     space: dict[str, Any] = {"Options": Options, "Field": Field, "__name__": "options"}
     exec(options, space)
     module = ModuleType("auditor.compress.round")
-    vars(module).update({**vars(measure), **vars(checkpoint), **space})
+    vars(module).update({**vars(matrices), **vars(measure), **vars(checkpoint), **space})
     exec(function, vars(module))
     monkeypatch.setitem(sys.modules, "auditor.compress.round", module)
     names = {"Compressor": Compressor, "RoundOptions": space["RoundOptions"]}

@@ -33,13 +33,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False},
     "llama-tied": {"tie_word_embeddings": True},
     "gpt2": {
-        "n_embd": 64,
         "n_layer": 2,
         "n_head": 4,
         "n_positions": CONTEXT,
     },
     "gpt_neox": {"rotary_pct": 0.25, "num_key_value_heads": 4},
-    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64, "pad_token_id": 1},
+    "opt": {"pad_token_id": 1},
+    "qwen3": {},
+    "mistral": {"sliding_window": 32},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 16, "pad_token_id": 0},
+    "phi3": {"pad_token_id": 0},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "gemma2": {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 16, "pad_token_id": 0},
     "cohere": {"logit_scale": 0.25, "pad_token_id": 0},
     "granite": {"logits_scaling": 3.0, "pad_token_id": 0},
@@ -62,7 +66,13 @@ def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel
     """A model of a family with random weights, spread wide enough that its logits differ."""
     torch.manual_seed(seed)
     settings = {**SMALL, **FAMILIES[family], **changes}
+    width = settings["hidden_size"]
+    if width != SMALL["hidden_size"]:  # a wider model: everything that hangs on it grows with it
+        settings.update(intermediate_size=width * 3 // 2, head_dim=width // 4)
+    if family == "opt":
+        settings.update(ffn_dim=settings["intermediate_size"], word_embed_proj_dim=width)
     if family == "gpt2":
+        settings["n_embd"] = width
         names = ("hidden_size", "intermediate_size", "num_key_value_heads", "head_dim")
         settings = {key: value for key, value in settings.items() if key not in names}
     config = AutoConfig.for_model(family.partition("-")[0], **settings)

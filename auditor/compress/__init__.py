@@ -2,7 +2,8 @@
 
 `COMPRESSORS` is the only registry: one line per compressor. `make` names a function
 `(Checkpoint, options, Placement, *, variant) -> CompressedModel` as "module:name", so that nothing
-heavy is imported before it is needed; `options` is a pydantic model from `options.py`.
+heavy is imported before it is needed; `options` is a pydantic model from `options.py`. A compressor
+whose options derive from `Calibrated` is also given `calibration=`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,10 +13,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from auditor.compress.options import (
+    Calibrated,
+    CheckpointOptions,
+    ClusterOptions,
     FourBitOptions,
+    GptqOptions,
+    GroupOptions,
+    HqqOptions,
     Int8Options,
     Options,
+    PruneCalibratedOptions,
     PruneMagnitudeOptions,
+    SparseGptOptions,
 )
 from auditor.errors import ConfigError, unknown
 
@@ -38,32 +47,96 @@ class Compressor:
     summary: str
     requires: tuple[str, ...] = ()
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it needs calibration texts."""
+        return issubclass(self.options, Calibrated)
 
+
+BNB = ("bitsandbytes",)
+GPTQ = ("gptqmodel", "optimum")
+TORCHAO = ("torchao",)
 COMPRESSORS: dict[str, Compressor] = {
     "original": Compressor("auditor.compress.original:make", Options, "the full-precision model"),
+    "float16": Compressor("auditor.compress.casts:make_float16", Options, "weights cast to 16 bits"),
+    "bfloat16": Compressor(
+        "auditor.compress.casts:make_bfloat16", Options, "weights cast to 16 bits, 8 of exponent"
+    ),
     "bnb-int8": Compressor(
         "auditor.compress.bitsandbytes:make_int8",
         Int8Options,
         "LLM.int8: 8-bit weights and activations",
-        ("bitsandbytes",),
+        BNB,
     ),
     "bnb-nf4": Compressor(
         "auditor.compress.bitsandbytes:make_nf4",
         FourBitOptions,
         "4-bit NormalFloat weights, blocks of 64",
-        ("bitsandbytes",),
+        BNB,
     ),
     "bnb-fp4": Compressor(
         "auditor.compress.bitsandbytes:make_fp4",
         FourBitOptions,
         "4-bit float weights, blocks of 64",
-        ("bitsandbytes",),
+        BNB,
+    ),
+    "gptq": Compressor(
+        "auditor.compress.gptq:make",
+        GptqOptions,
+        "weights rounded so that the layer's outputs on calibration texts change least",
+        GPTQ,
+    ),
+    "int8": Compressor(
+        "auditor.compress.torchao:make_int8", Options, "8-bit weights, a scale a row", TORCHAO
+    ),
+    "int8-dynamic": Compressor(
+        "auditor.compress.torchao:make_int8_dynamic",
+        Options,
+        "8-bit weights, and 8-bit activations at run time",
+        TORCHAO,
+    ),
+    "int4": Compressor(
+        "auditor.compress.torchao:make_int4", GroupOptions, "4-bit weights in groups", TORCHAO
+    ),
+    "fp8": Compressor(
+        "auditor.compress.torchao:make_fp8", Options, "8-bit float weights (e4m3)", TORCHAO
+    ),
+    "hqq": Compressor(
+        "auditor.compress.hqq:make",
+        HqqOptions,
+        "weights in groups, zero points by half-quadratic optimisation",
+        ("hqq",),
     ),
     "prune-magnitude": Compressor(
         "auditor.compress.prune:make_magnitude",
         PruneMagnitudeOptions,
         "the smallest weights set to zero",
     ),
+    "prune-wanda": Compressor(
+        "auditor.compress.wanda:make",
+        PruneCalibratedOptions,
+        "weights set to zero by size times the norm of their input",
+    ),
+    "prune-sparsegpt": Compressor(
+        "auditor.compress.sparsegpt:make",
+        SparseGptOptions,
+        "weights set to zero and the others moved to make up for it",
+    ),
+    "cluster": Compressor(
+        "auditor.compress.cluster:make", ClusterOptions, "each matrix shares k values (k-means)"
+    ),
+    "checkpoint": Compressor(
+        "auditor.compress.published:make",
+        CheckpointOptions,
+        "a version that was published: GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF, HQQ, "
+        "torchao, pruned",
+    ),
+}
+# Formats that are published and cannot be made here, with what to do instead.
+ONLY_PUBLISHED = {
+    "awq": "the libraries that make AWQ checkpoints need a GPU of their own kind",
+    "gguf": "llama.cpp makes GGUF files",
+    "compressed-tensors": "llm-compressor makes these checkpoints",
 }
 
 
@@ -85,8 +158,14 @@ class VariantSpec:
         return self._spell(self.options.model_dump(exclude_defaults=True))
 
     def _spell(self, options: Mapping[str, Any]) -> str:
-        pairs = ",".join(f"{key}={spell(options[key])}" for key in sorted(options))
-        return f"{self.id}:{pairs}" if pairs else self.id
+        first = self.options.positional
+        pairs = [spell(options[first])] if first in options else []
+        pairs += [
+            f"{key}={spell(options[key])}"
+            for key in sorted(options)
+            if key != first and options[key] is not None
+        ]
+        return f"{self.id}:{','.join(pairs)}" if pairs else self.id
 
 
 def spell(value: object) -> str:
@@ -120,13 +199,42 @@ def parse_variant(text: str) -> VariantSpec:
     """
     name, _, rest = text.strip().partition(":")
     name = name.strip().replace("_", "-")
+    if name in ONLY_PUBLISHED:
+        raise ConfigError(
+            f"{name} is audited as it was published: checkpoint:PATH",
+            seen=f"variant {text.strip()!r}; {ONLY_PUBLISHED[name]}",
+            fix="give --variants checkpoint:path/to/it",
+        )
     if name not in COMPRESSORS:
         raise unknown("variant", name, COMPRESSORS)
     model = COMPRESSORS[name].options
+    given = _given(name, model, [piece.strip() for piece in rest.split(",")])
+    try:
+        return VariantSpec(name, model(**given))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        seen = f"{key} missing" if first["type"] == "missing" else f"{key}={given.get(key)}"
+        message = first["msg"].removeprefix("Value error, ").lower()
+        raise ConfigError(
+            f"{name}: {key}: {message}" if key else f"{name}: {message}",
+            seen=seen if key else repr(text.strip()),
+            fix=_usage(name),
+        ) from None
+
+
+def _given(name: str, model: type[Options], parts: list[str]) -> dict[str, str]:
+    """The options as they were written, by key."""
     given: dict[str, str] = {}
-    for part in filter(None, (piece.strip() for piece in rest.split(","))):
+    for number, part in enumerate(parts):
+        if not part:
+            continue
         key, equals, value = part.partition("=")
         key = key.strip().replace("-", "_")
+        # A path may hold an equals sign of its own.
+        if number == 0 and model.positional and key not in model.model_fields:
+            given[model.positional] = part
+            continue
         if not equals:
             raise ConfigError(
                 f"options of {name} must be written key=value", seen=part, fix=_usage(name)
@@ -136,15 +244,7 @@ def parse_variant(text: str) -> VariantSpec:
         if key in given:
             raise ConfigError(f"an option of {name} must be given once", seen=f"{key} twice")
         given[key] = value.strip()
-    try:
-        return VariantSpec(name, model(**given))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = str(first["loc"][0])
-        seen = f"{key} missing" if first["type"] == "missing" else f"{key}={given.get(key)}"
-        raise ConfigError(
-            f"{name}: {key}: {first['msg'].lower()}", seen=seen, fix=_usage(name)
-        ) from None
+    return given
 
 
 def parse_variants(items: Iterable[str]) -> tuple[VariantSpec, ...]:

@@ -12,13 +12,8 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement, load_model
-from auditor.compress.measure import (
-    Ledger,
-    OriginalWeights,
-    matrices,
-    stored_dtype,
-    write_receipt,
-)
+from auditor.compress.matrices import linear_layers
+from auditor.compress.measure import Ledger, OriginalWeights, write_receipt
 from auditor.compress.options import FourBitOptions, Int8Options
 
 
@@ -127,7 +122,7 @@ def _make(
     quantized = load_quantized(checkpoint, placement, config)
     original = OriginalWeights(checkpoint, quantized.model, dtype=placement.dtype)
     ledger = Ledger()
-    for name, layer in matrices(quantized.model):
+    for name, layer in linear_layers(quantized.model):
         if not is_quantized(layer):
             continue
         before = original.read(name)
@@ -136,12 +131,12 @@ def _make(
         after = weight_of(layer, dtype=placement.dtype).cpu()
         ledger.add(name, kind_of(layer), before=before, after=after)
     receipt = write_receipt(
+        checkpoint,
         quantized.model,
         ledger,
         variant=variant,
         library=f"bitsandbytes {version('bitsandbytes')}",
         bits_per_weight=quantized.bits_per_weight,
-        stored=stored_dtype(checkpoint.config, placement.dtype),
         batch_dependent=quantized.batch_dependent,
         repairs=quantized.repairs,
     )

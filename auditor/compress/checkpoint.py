@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -87,11 +87,22 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class CompressedModel:
-    """A variant ready to be scored, the receipt of how it was made, and the seconds of loading."""
+    """A variant ready to be scored, with the receipt of how it was made.
+
+    Attributes:
+        model: What is scored.
+        receipt: What was done, counted.
+        load_s: Seconds of loading, apart from compressing.
+        dense: Gives the same variant as a plain model of the original's family, for formats that
+            transformers cannot load; None where `model.save_pretrained` writes what it loads.
+        cannot_save: Why the variant cannot be written as a folder that loads anywhere, or None.
+    """
 
     model: "PreTrainedModel"
     receipt: "Receipt"
     load_s: float = 0.0
+    dense: "Callable[[], PreTrainedModel] | None" = None
+    cannot_save: str | None = None
 
 
 def open_checkpoint(

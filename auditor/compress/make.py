@@ -1,7 +1,9 @@
 """Making a variant: the one door through which every compressor is called and checked."""
 
 import time
+from dataclasses import replace
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from auditor.compress import COMPRESSORS, VariantSpec
 from auditor.compress.checkpoint import (
@@ -11,55 +13,98 @@ from auditor.compress.checkpoint import (
     Placement,
     quantization_of,
 )
-from auditor.compress.receipt import LEFT, Receipt
+from auditor.compress.receipt import LEFT, NOT_DIVISIBLE, Receipt
 from auditor.compress.weights import first_line
+from auditor.environment import PeakMemory, installed
 from auditor.errors import VariantError
+
+if TYPE_CHECKING:
+    from auditor.calibration import Calibration
 
 # A variant that changed less than this share of what it should have changed did nothing.
 LEAST_CHANGED = 0.01
 
 
-def compress(checkpoint: Checkpoint, spec: VariantSpec, placement: Placement) -> CompressedModel:
+def check_possible(checkpoint: Checkpoint, spec: VariantSpec) -> None:
+    """Refuse, before anything is run, what could only fail later.
+
+    Raises:
+        VariantError: The checkpoint is quantized already, a library is missing, or the options do
+            not fit the model's matrices.
+    """
+    if spec.id == "original":
+        return
+    if quantized := quantization_of(checkpoint.config):
+        raise already_quantized(checkpoint.name, quantized, spec.label)
+    requires = COMPRESSORS[spec.id].requires
+    if missing := tuple(name for name in requires if installed(name) is None):
+        raise library_missing(spec.id, missing, f"{', '.join(missing)} is not installed")
+    from auditor.compress.matrices import shapes
+
+    spec.options.check(spec.label, shapes(checkpoint))
+
+
+def compress(
+    checkpoint: Checkpoint,
+    spec: VariantSpec,
+    placement: Placement,
+    *,
+    calibration: "Calibration | None" = None,
+) -> CompressedModel:
     """Make a variant of a checkpoint, with its receipt.
 
     Args:
         checkpoint: The original.
         spec: The variant.
         placement: Where it goes.
+        calibration: Texts for compressors that look at some.
 
     Raises:
         VariantError: The checkpoint is quantized already, the library is missing or fails, or the
             variant changed nothing.
         ModelError: The weights cannot be loaded.
     """
-    quantized = quantization_of(checkpoint.config)
-    if quantized and spec.id != "original":
-        raise already_quantized(checkpoint.name, quantized, spec.label)
+    check_possible(checkpoint, spec)
     begin, loaded = time.perf_counter(), LOADED_S.get()
-    made = _call(checkpoint, spec, placement)
+    with PeakMemory(placement.device) as memory:
+        made = _call(checkpoint, spec, placement, calibration)
     load_s = LOADED_S.get() - loaded
     seconds = time.perf_counter() - begin - load_s
-    receipt = made.receipt.model_copy(update={"compress_s": seconds})
+    receipt = made.receipt.model_copy(
+        update={
+            "compress_s": seconds,
+            "compress_peak_bytes": memory.peak_bytes,
+            "calibration": calibration.use if calibration is not None else None,
+        }
+    )
     if spec.id != "original":
         check_receipt(receipt, changed_share=spec.options.changed_share)
-    return CompressedModel(made.model, receipt, load_s)
+    return replace(made, receipt=receipt, load_s=load_s)
 
 
-def _call(checkpoint: Checkpoint, spec: VariantSpec, placement: Placement) -> CompressedModel:
+def _call(
+    checkpoint: Checkpoint,
+    spec: VariantSpec,
+    placement: Placement,
+    calibration: "Calibration | None",
+) -> CompressedModel:
     import torch
 
     compressor = COMPRESSORS[spec.id]
     module, _, name = compressor.make.partition(":")
+    more = {"calibration": calibration} if compressor.is_calibrated else {}
+    if compressor.is_calibrated and calibration is None:
+        raise ValueError(f"{spec.id} needs calibration texts")
     try:
         function = getattr(import_module(module), name)
         made: CompressedModel = function(
-            checkpoint, spec.options, placement, variant=spec.canonical
+            checkpoint, spec.options, placement, variant=spec.canonical, **more
         )
     except ImportError as error:
         raise library_missing(spec.id, compressor.requires, first_line(error)) from error
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+    except (RuntimeError, ValueError, AssertionError, TypeError, NotImplementedError) as error:
         # Where no other library is at work, such an error is a defect of this program.
         if not compressor.requires:
             raise
@@ -82,7 +127,7 @@ def check_receipt(receipt: Receipt, *, changed_share: float = 1.0) -> None:
     Raises:
         VariantError: Under 1% of the weights that it should have changed were changed.
     """
-    left = sum(item.n_parameters for item in receipt.skipped if item.reason == LEFT)
+    left = sum(item.n_parameters for item in receipt.skipped if item.reason in (LEFT, NOT_DIVISIBLE))
     wanted = round(changed_share * (receipt.n_compressed + left))
     if not wanted:
         raise VariantError(

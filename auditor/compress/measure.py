@@ -1,7 +1,7 @@
 """Counting what a variant really changed, on the model that will be scored."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,30 +11,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from auditor.compress.checkpoint import Checkpoint, Placement, load_model
+from auditor.compress.matrices import embedding_weight, expert_tensors, skeleton
 from auditor.compress.receipt import LEFT, Compressed, Receipt, Skipped
 from auditor.compress.weights import weight_files
 
 # Entries of a matrix that are compared at once, so that no second copy of a large one is made.
 CHUNK = 2**22
-
-
-def matrices(model: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    """The modules that compression is for: every Linear and Conv1D with a weight of its own.
-
-    The output head is none of them, nor is a module that shares the input embedding's weight; a
-    weight that several modules share comes once.
-    """
-    head, seen = model.get_output_embeddings(), {id(_embedding_weight(model))}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear | Conv1D) or module is head:
-            continue
-        if id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            yield name, module
-
-
-def _embedding_weight(model: Any) -> Tensor | None:  # noqa: ANN401
-    return getattr(model.get_input_embeddings(), "weight", None)
 
 
 class OriginalWeights:
@@ -59,7 +41,10 @@ class OriginalWeights:
 
     def read(self, module: str) -> Tensor:
         """The weight of a module by its name in the model, on the CPU."""
-        name = f"{module}.weight"
+        return self.parameter(f"{module}.weight")
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter by its name in the model, on the CPU."""
         for key in (name, name.removeprefix(self._prefix)):
             if key in self._files:
                 with safe_open(self._files[key], framework="pt") as opened:
@@ -79,16 +64,28 @@ class Ledger:
     compressed: list[Compressed] = field(default_factory=list)
     squared_error: float = 0.0
     squared_norm: float = 0.0
+    squared_norm_after: float = 0.0
     n_zeros: int = 0
 
-    def add(self, name: str, kind: str, *, before: Tensor, after: Tensor) -> None:
+    def add(
+        self,
+        name: str,
+        kind: str,
+        *,
+        before: Tensor,
+        after: Tensor,
+        n_values: int | None = None,
+        pattern: str | None = None,
+    ) -> None:
         """Count one matrix.
 
         Args:
-            name: Module name.
+            name: Name of the matrix, as in `Matrix`.
             kind: Class of the module in the variant.
             before: The original's weight, cast to the variant's precision.
             after: What the variant computes with, of the same shape.
+            n_values: Distinct values, counted by the caller, where they are the point.
+            pattern: N:M, where the caller has found it in every group.
 
         Raises:
             ValueError: The shapes differ, so that something else would be counted.
@@ -96,17 +93,20 @@ class Ledger:
         if before.shape != after.shape:
             raise ValueError(f"{name}: {tuple(before.shape)} against {tuple(after.shape)}")
         changed = zeros = 0
-        error = norm = 0.0
+        error = old_norm = new_norm = 0.0
         old, new = before.reshape(-1), after.reshape(-1)
         for start in range(0, old.numel(), CHUNK):
-            a = old[start : start + CHUNK].double()
-            b = new[start : start + CHUNK].double()
+            a = old[start : start + CHUNK].float()
+            b = new[start : start + CHUNK].float()
             changed += int((a != b).sum())
-            zeros += int((b == 0).sum())
-            error += float((a - b).square().sum())
-            norm += float(a.square().sum())
+            zeros += len(b) - int(b.count_nonzero())
+            # Norms of a chunk in float32 are right to seven digits; their squares add up in double.
+            error += float(torch.linalg.vector_norm(a - b)) ** 2
+            old_norm += float(torch.linalg.vector_norm(a)) ** 2
+            new_norm += float(torch.linalg.vector_norm(b)) ** 2
         self.squared_error += error
-        self.squared_norm += norm
+        self.squared_norm += old_norm
+        self.squared_norm_after += new_norm
         self.n_zeros += zeros
         self.compressed.append(
             Compressed(
@@ -115,9 +115,18 @@ class Ledger:
                 n_parameters=before.numel(),
                 n_changed=changed,
                 sparsity=zeros / before.numel(),
-                relative_error=relative(error, norm),
+                relative_error=relative(error, old_norm),
+                n_values=n_values,
+                pattern=pattern,
             )
         )
+
+    @property
+    def correlation(self) -> float:
+        """Of the weights before and after, about zero, over all matrices together."""
+        product = (self.squared_norm + self.squared_norm_after - self.squared_error) / 2
+        norms = math.sqrt(self.squared_norm * self.squared_norm_after)
+        return product / norms if norms else 0.0
 
     @property
     def n_compressed(self) -> int:
@@ -130,18 +139,27 @@ def relative(squared_error: float, squared_norm: float) -> float:
     return math.sqrt(squared_error / squared_norm) if squared_norm else 0.0
 
 
-def skipped_modules(model: Any, compressed: set[str], *, left: str = LEFT) -> list[Skipped]:  # noqa: ANN401
+def skipped_modules(
+    model: Any,  # noqa: ANN401
+    compressed: Iterable[str],
+    *,
+    left: str = LEFT,
+    reasons: Mapping[str, str] | None = None,
+) -> list[Skipped]:
     """Everything with parameters of its own that was left alone, and why.
 
     Norms and the biases of compressed modules are one entry each. A tied head is listed with its
     size, although the model holds its weights once, under the embedding.
 
     Args:
-        model: The variant.
-        compressed: Names of the modules that were compressed.
+        model: The original's model, with or without its weights.
+        compressed: Names of the matrices that were compressed.
         left: The reason for a matrix that could have been compressed.
+        reasons: Other reasons for some of them, by name.
     """
-    embedding, head = _embedding_weight(model), model.get_output_embeddings()
+    embedding, head = embedding_weight(model), model.get_output_embeddings()
+    done = {_parameter_of(name, model) for name in compressed}
+    reasons = reasons or {}
     found: list[Skipped] = []
     groups = {"norm": [0, 0], "bias": [0, 0]}
     seen: set[int] = set()
@@ -149,10 +167,11 @@ def skipped_modules(model: Any, compressed: set[str], *, left: str = LEFT) -> li
         own = dict(module.named_parameters(recurse=False))
         weight = own.get("weight")
         is_tied = weight is not None and weight is embedding
-        n = sum(size_of(p) for p in own.values() if id(p) not in seen or is_tied)
+        kept = {key: p for key, p in own.items() if f"{name}.{key}" not in done}
+        n = sum(p.numel() for p in kept.values() if id(p) not in seen or is_tied)
         seen.update(id(p) for p in own.values())
-        if name in compressed:
-            _count(groups["bias"], sum(p.numel() for key, p in own.items() if key != "weight"))
+        if len(kept) < len(own):
+            _count(groups["bias"], sum(p.numel() for p in kept.values()))
         elif not n:
             continue
         elif module is head:
@@ -160,8 +179,8 @@ def skipped_modules(model: Any, compressed: set[str], *, left: str = LEFT) -> li
             found.append(Skipped(module=name, n_parameters=n, reason=reason))
         elif isinstance(module, nn.Embedding):
             found.append(Skipped(module=name, n_parameters=n, reason="embedding"))
-        elif isinstance(module, nn.Linear | Conv1D):
-            reason = "tied to the input embedding" if is_tied else left
+        elif isinstance(module, nn.Linear | Conv1D) or any(expert_tensors(module)):
+            reason = "tied to the input embedding" if is_tied else reasons.get(name, left)
             found.append(Skipped(module=name, n_parameters=n, reason=reason))
         elif all(parameter.dim() < 2 for parameter in own.values()):
             _count(groups["norm"], n)
@@ -174,20 +193,17 @@ def skipped_modules(model: Any, compressed: set[str], *, left: str = LEFT) -> li
     return found
 
 
+def _parameter_of(name: str, model: Any) -> str:  # noqa: ANN401
+    """The parameter that a compressed matrix lies in: `x.weight` of a module, or `x.experts.y`."""
+    plain = name.partition("[")[0]
+    parent, _, key = plain.rpartition(".")
+    own = dict(model.get_submodule(parent).named_parameters(recurse=False))
+    return plain if key in own else f"{plain}.weight"
+
+
 def _count(group: list[int], n: int) -> None:
     group[0] += n > 0
     group[1] += n
-
-
-def size_of(parameter: Tensor) -> int:
-    """Weights that a parameter stands for; 4-bit ones are packed, two to a byte."""
-    state = getattr(parameter, "quant_state", None)
-    return int(parameter.numel() if state is None else math.prod(state.shape))
-
-
-def count_parameters(model: Any) -> int:  # noqa: ANN401
-    """Parameters, tied ones counted once."""
-    return sum(size_of(parameter) for parameter in model.parameters())
 
 
 def unique_bytes(tensors: Iterable[Tensor]) -> int:
@@ -238,45 +254,62 @@ def stored_dtype(config: Any, placement_dtype: torch.dtype) -> torch.dtype:  # n
 
 
 def write_receipt(
+    checkpoint: Checkpoint,
     model: Any,  # noqa: ANN401
     ledger: Ledger,
     *,
     variant: str,
     library: str,
     bits_per_weight: float,
-    stored: torch.dtype,
-    batch_dependent: bool = False,
-    repairs: list[str] | None = None,
     left: str = LEFT,
+    reasons: Mapping[str, str] | None = None,
+    disk: int | None = None,
+    **more: Any,  # noqa: ANN401 - further fields of Receipt
 ) -> Receipt:
-    """The receipt of a variant, from what was counted on it; the time is filled in by the caller.
+    """The receipt of a variant, from what was counted on it; the caller fills in what it cost.
 
     Args:
+        checkpoint: The original.
         model: The variant.
         ledger: Its compressed matrices.
         variant: Its canonical spelling.
         library: Library and version.
         bits_per_weight: Of the compressed matrices, scales included.
-        stored: What the checkpoint stores; what stays uncompressed is published in it.
-        batch_dependent: Whether scores depend on the batch.
-        repairs: What a probe found and how it was mended.
         left: The reason for matrices that were left alone.
+        reasons: Other reasons for some of them, by module name.
+        disk: Bytes on disk, where the variant's `state_dict` does not tell.
+        more: Further fields of the receipt.
     """
     weights = ledger.n_compressed
+    bones = skeleton(checkpoint)
+    names = [item.module for item in ledger.compressed]
+    if disk is None:
+        disk = bytes_on_disk(model, stored_dtype(checkpoint.config, model.dtype))
     return Receipt(
         variant=variant,
         library=library,
-        n_parameters=count_parameters(model),
+        n_parameters=sum(parameter.numel() for parameter in bones.parameters()),
         n_compressed=weights,
         n_changed=sum(item.n_changed for item in ledger.compressed),
         compressed=ledger.compressed,
-        skipped=skipped_modules(model, {item.module for item in ledger.compressed}, left=left),
+        skipped=skipped_modules(bones, names, left=left, reasons=reasons),
         bits_per_weight=bits_per_weight,
         sparsity=ledger.n_zeros / weights if weights else 0.0,
         relative_error=relative(ledger.squared_error, ledger.squared_norm),
         bytes_memory=unique_bytes(live_tensors(model)),
-        bytes_disk=bytes_on_disk(model, stored),
+        bytes_disk=disk,
         compress_s=0.0,
-        batch_dependent=batch_dependent,
-        repairs=repairs or [],
+        **more,
     )
+
+
+def pruned_bits(checkpoint: Checkpoint, ledger: Ledger, *, dtype: torch.dtype) -> float:
+    """Bits per weight of pruned matrices: the nonzero weights, and a bit that says where they are.
+
+    Args:
+        checkpoint: The original, whose stored precision the weights are published in.
+        ledger: The pruned matrices.
+        dtype: The precision where the checkpoint does not name one.
+    """
+    kept = 1 - ledger.n_zeros / max(1, ledger.n_compressed)
+    return 8.0 * stored_dtype(checkpoint.config, dtype).itemsize * kept + 1.0

@@ -4,20 +4,37 @@ They serve the parser of variant strings, `compleak-llm list variants`, the reci
 messages. No heavy import stands here, because `--help` and the parser read it.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from auditor.errors import VariantError
+
+if TYPE_CHECKING:
+    from auditor.compress.matrices import Shape
+
+Shapes = Mapping[str, "Shape"]
 
 
 class Options(BaseModel):
     """Base of all options; also the options of a compressor that has none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    # The option that may be written first and without its key, as in `checkpoint:PATH`.
+    positional: ClassVar[str | None] = None
 
     @property
     def changed_share(self) -> float:
         """Share of the weights that the compressor is meant to change."""
         return 1.0
+
+    def check(self, variant: str, shapes: Shapes) -> None:
+        """Refuse, before anything is run, what these options cannot do to matrices of these shapes.
+
+        Raises:
+            VariantError: Says which matrix does not fit and which values would.
+        """
 
 
 class Int8Options(Options):
@@ -38,15 +55,177 @@ class FourBitOptions(Options):
     double_quant: bool = Field(False, description="Quantize the block scales as well.")
 
 
-class PruneMagnitudeOptions(Options):
-    """Options of `prune-magnitude`."""
+def _number(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever was given
+    """A whole number that was written as text, so that it can be compared with a list."""
+    return int(value) if isinstance(value, str) and value.lstrip("-").isdigit() else value
 
-    sparsity: float = Field(gt=0, lt=1, description="Share of the weights that are set to zero.")
-    scope: Literal["layer", "global"] = Field(
-        "layer", description="Rank the weights within each matrix, or over all matrices together."
+
+Bits = Annotated[Literal[8, 4, 3, 2], BeforeValidator(_number)]
+N_M = {"2:4": (2, 4), "4:8": (4, 8)}
+
+
+class PruneOptions(Options):
+    """What all ways of pruning share."""
+
+    sparsity: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the weights that are set to zero; must be given unless a pattern is.",
     )
+    pattern: Literal["unstructured", "2:4", "4:8"] = Field(
+        "unstructured",
+        description="2:4 and 4:8: so many zeros in every group of 4 or 8 weights along the inputs.",
+    )
+
+    @model_validator(mode="after")
+    def _sparsity_or_pattern(self) -> "PruneOptions":
+        if self.pattern == "unstructured" and self.sparsity is None:
+            raise ValueError("sparsity must be given")
+        if self.pattern != "unstructured" and self.sparsity not in (None, 0.5):
+            raise ValueError(f"the pattern {self.pattern} is a sparsity of 0.5")
+        return self
+
+    @property
+    def n_m(self) -> tuple[int, int] | None:
+        """(N, M) of the pattern, or None where there is none."""
+        return N_M.get(self.pattern)
+
+    @property
+    def share(self) -> float:
+        """Share of the weights that are set to zero."""
+        return 0.5 if self.sparsity is None else self.sparsity
 
     @property
     def changed_share(self) -> float:
         """Share of the weights that the compressor is meant to change."""
-        return self.sparsity
+        return self.share
+
+    def check(self, variant: str, shapes: Shapes) -> None:
+        """See `Options.check`."""
+        if self.n_m is not None:
+            _some_divisible(variant, shapes, self.n_m[1])
+
+
+class PruneMagnitudeOptions(PruneOptions):
+    """Options of `prune-magnitude`."""
+
+    scope: Literal["layer", "global"] = Field(
+        "layer", description="Rank the weights within each matrix, or over all matrices together."
+    )
+
+    @model_validator(mode="after")
+    def _pattern_is_local(self) -> "PruneMagnitudeOptions":
+        if self.pattern != "unstructured" and self.scope == "global":
+            raise ValueError("a pattern ranks within its groups, so that scope must be layer")
+        return self
+
+
+class Calibrated(Options):
+    """What all compressors share that look at texts."""
+
+    calibration: Literal["given", "members"] = Field(
+        "given",
+        description="given: the texts of --calibration; members: members of the audit itself, to "
+        "ask what calibration leaks (needs --allow-calibration-on-members).",
+    )
+
+
+class PruneCalibratedOptions(PruneOptions, Calibrated):
+    """Options of `prune-wanda`."""
+
+
+class SparseGptOptions(PruneCalibratedOptions):
+    """Options of `prune-sparsegpt`."""
+
+    damp: float = Field(
+        0.01, gt=0, lt=1, description="Part of the Hessian's mean diagonal that is added to it."
+    )
+
+
+class GptqOptions(Calibrated):
+    """Options of `gptq`."""
+
+    bits: Bits = Field(4, description="Bits of a weight: 8, 4, 3 or 2.")
+    group_size: int = Field(
+        128, description="Weights along the inputs that share a scale; -1: a whole row."
+    )
+    desc_act: bool = Field(False, description="Quantize the columns with large activations first.")
+    damp: float = Field(
+        0.01, gt=0, lt=1, description="Part of the Hessian's mean diagonal that is added to it."
+    )
+
+    def check(self, variant: str, shapes: Shapes) -> None:
+        """See `Options.check`."""
+        for name, (inputs, outputs) in shapes.items():
+            if inputs % 32 or outputs % 32:
+                raise VariantError(
+                    f"{variant}: GPTQ packs weights by 32, so that both sides of every matrix must "
+                    "be multiples of 32",
+                    seen=f"{name} has {inputs} inputs and {outputs} outputs",
+                    fix="leave this variant out, or take hqq or prune-sparsegpt",
+                )
+        bad = [name for name, shape in shapes.items() if self.group_size == 0
+               or self.group_size < -1 or shape.inputs % self.group_size]  # fmt: skip
+        if self.group_size != -1 and bad:
+            widths = sorted({shape.inputs for shape in shapes.values()})
+            good = [n for n in (32, 64, 128, 256, 512, 1024) if not any(w % n for w in widths)]
+            raise VariantError(
+                f"{variant}: group_size must divide the inputs of every matrix",
+                seen=f"{self.group_size} and {bad[0]} with {shapes[bad[0]].inputs} inputs",
+                fix=f"for this model: {', '.join(map(str, good))}, or -1 for a whole row",
+            )
+
+
+class ClusterOptions(Options):
+    """Options of `cluster`."""
+
+    k: int = Field(
+        16, ge=2, le=256, description="Values that the weights of each matrix may take."
+    )
+
+
+class GroupOptions(Options):
+    """Options of `int4`."""
+
+    group_size: int = Field(
+        32, ge=8, description="Weights along the inputs that share a scale; must divide them."
+    )
+
+    def check(self, variant: str, shapes: Shapes) -> None:
+        """See `Options.check`."""
+        _some_divisible(variant, shapes, self.group_size, key="group_size")
+
+
+class HqqOptions(Options):
+    """Options of `hqq`."""
+
+    bits: Bits = Field(4, description="Bits of a weight: 8, 4, 3 or 2.")
+    group_size: int = Field(64, ge=8, description="Weights that share a scale and a zero point.")
+
+    def check(self, variant: str, shapes: Shapes) -> None:
+        """See `Options.check`."""
+        _some_divisible(variant, shapes, self.group_size, key="group_size")
+
+
+class CheckpointOptions(Options):
+    """Options of `checkpoint`."""
+
+    positional: ClassVar[str | None] = "path"
+
+    path: str = Field(
+        min_length=1, description="Folder, .gguf file or model id of a published version."
+    )
+    revision: str | None = Field(None, description="Revision of a model id.")
+
+
+def _some_divisible(variant: str, shapes: Shapes, size: int, *, key: str = "pattern") -> None:
+    """Matrices that cannot be divided are skipped by the receipt; all of them is an error."""
+    widths = sorted({shape.inputs for shape in shapes.values()})
+    if widths and all(width % size for width in widths):
+        good = [n for n in (8, 16, 32, 64, 128) if any(width % n == 0 for width in widths)]
+        raise VariantError(
+            f"{variant}: {key} must divide the inputs of at least one matrix",
+            seen=f"groups of {size}, and matrices with {', '.join(map(str, widths))} inputs",
+            fix=f"for this model: {', '.join(map(str, good)) or 'none does; leave it out'}",
+        )

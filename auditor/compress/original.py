@@ -31,12 +31,12 @@ def make(
     else:
         model = load_model(checkpoint, placement)
     receipt = write_receipt(
+        checkpoint,
         model,
         Ledger(),
         variant=variant,
         library=f"transformers {version('transformers')}",
         bits_per_weight=bits,
-        stored=stored,
         batch_dependent=batch_dependent,
         repairs=repairs,
         left="the original is not compressed",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement, load_model
-from auditor.compress.measure import CHUNK, Ledger, matrices, stored_dtype, write_receipt
+from auditor.compress.matrices import matrices
+from auditor.compress.measure import CHUNK, Ledger, pruned_bits, write_receipt
 from auditor.compress.options import PruneMagnitudeOptions
 
 DIGIT_BITS = 16
@@ -121,19 +122,17 @@ def make_magnitude(
     found = list(matrices(model))
     ledger = Ledger()
     for group in [found] if options.scope == "global" else [[item] for item in found]:
-        weights = [module.weight.data for _, module in group]
-        n = round(options.sparsity * sum(weight.numel() for weight in weights))
+        weights = [matrix.weight for matrix in group]
+        n = round(options.share * sum(weight.numel() for weight in weights))
         befores = zero_smallest(weights, n)
-        for (name, module), weight, before in zip(group, weights, befores, strict=True):
-            ledger.add(name, type(module).__name__, before=before, after=weight)
-    stored = stored_dtype(checkpoint.config, placement.dtype)
-    kept = 1 - ledger.n_zeros / max(1, ledger.n_compressed)
+        for matrix, before in zip(group, befores, strict=True):
+            ledger.add(matrix.name, matrix.kind, before=before, after=matrix.weight)
     receipt = write_receipt(
+        checkpoint,
         model,
         ledger,
         variant=variant,
         library=f"compleak-llm {version('compleak-llm')}",
-        bits_per_weight=8.0 * stored.itemsize * kept + 1.0,
-        stored=stored,
+        bits_per_weight=pruned_bits(checkpoint, ledger, dtype=placement.dtype),
     )
     return CompressedModel(model, receipt)

@@ -8,22 +8,26 @@ from pydantic import BaseModel, ConfigDict, Field
 
 # The reason for a module that the compressor was for and that its library did not touch.
 LEFT = "the library left it in full precision"
+# The same for a matrix whose sides do not fit what the format asks for.
+NOT_DIVISIBLE = "its inputs cannot be divided as the format asks"
 
 
-class Skipped(BaseModel):
-    """One module that kept its weights, and why."""
+class Part(BaseModel):
+    """Base of everything in a receipt."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Skipped(Part):
+    """One module that kept its weights, and why."""
 
     module: str = Field(description="Name of the module in the model.")
     n_parameters: int = Field(description="Parameters of the module.")
     reason: str = Field(description="Why it was not compressed.")
 
 
-class Compressed(BaseModel):
+class Compressed(Part):
     """One module that was compressed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     module: str = Field(description="Name of the module in the model.")
     kind: str = Field(description="Class of the module, such as Linear4bit or Conv1D.")
@@ -33,15 +37,35 @@ class Compressed(BaseModel):
     relative_error: float = Field(
         description="||W' - W|| / ||W||, Frobenius norms, W' as the variant computes with it."
     )
+    n_values: int | None = Field(
+        default=None, description="Distinct values in the matrix, counted where they are the point."
+    )
+    pattern: str | None = Field(
+        default=None,
+        description="N:M where every group of M weights along the inputs was found to hold at "
+        "least N zeros of the pattern.",
+    )
 
 
-class Receipt(BaseModel):
+class CalibrationUse(Part):
+    """The texts that a compressor was calibrated on, by id."""
+
+    source: str = Field(description="Where they come from.")
+    n_records: int = Field(description="Texts that were used.")
+    n_samples: int = Field(description="Windows of tokens that were cut from them.")
+    n_tokens: int = Field(description="Tokens in all windows.")
+    sha256: str = Field(description="Over the token ids, hex.")
+    ids: list[str] = Field(description="Ids of the texts, as for records.")
+
+
+class Receipt(Part):
     """What was done to make a variant, counted on the result."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     variant: str = Field(description="The variant with all its options.")
     library: str = Field(description="Library and version that did the work.")
+    method: str | None = Field(
+        default=None, description="What a published checkpoint was found to be compressed with."
+    )
     n_parameters: int = Field(description="Parameters of the model, tied ones counted once.")
     n_compressed: int = Field(description="Weights in the modules that were compressed.")
     n_changed: int = Field(description="Weights whose value really differs from the original's.")
@@ -55,14 +79,27 @@ class Receipt(BaseModel):
     relative_error: float = Field(
         description="||W' - W|| / ||W|| over all compressed modules together."
     )
+    correlation: float | None = Field(
+        default=None,
+        description="Of the weights with the original's, over all compressed modules together; "
+        "says whether a published checkpoint is a version of this original.",
+    )
     bytes_memory: int = Field(description="Bytes that the variant's parameters and buffers take.")
     bytes_disk: int = Field(
-        description="Bytes of its weights in a checkpoint, counted from the tensors that saving "
-        "would write (pruned matrices are written dense)."
+        description="Bytes of its weights in a checkpoint: of a published one its files, else "
+        "counted from the tensors that saving would write (pruned matrices are written dense)."
     )
     compress_s: float = Field(
         description="Seconds to compress and to count what changed; loading is in it only where "
         "the library compresses while it loads."
+    )
+    compress_peak_bytes: int = Field(
+        default=0,
+        description="Memory that making it took at its peak, above what was held before: resident "
+        "memory on a CPU, allocated memory on a GPU; 0 where the system does not tell.",
+    )
+    calibration: CalibrationUse | None = Field(
+        default=None, description="The texts that the compressor looked at, where it needs some."
     )
     batch_dependent: bool = Field(
         False,
@@ -72,4 +109,7 @@ class Receipt(BaseModel):
     repairs: list[str] = Field(
         default_factory=list,
         description="Defects of the library on this machine that a probe found, and what was done.",
+    )
+    notes: list[str] = Field(
+        default_factory=list, description="What else the reader of this receipt must know."
     )

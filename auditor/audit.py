@@ -15,7 +15,10 @@ from auditor.config import AuditConfig
 from auditor.results import AuditResult, Timings
 
 if TYPE_CHECKING:
+    from auditor.calibration import Calibration
+    from auditor.records import Records
     from auditor.report.progress import Display
+    from auditor.subject import Subjects
 
 
 def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResult:
@@ -51,12 +54,13 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
     clock = time.perf_counter()
     display.note("reading records")
     records = read_records(config, subjects.model.encoder)
+    calibrations = calibrations_of(config, subjects, records)
     records_s = time.perf_counter() - clock
 
     with store.locked(output, is_main=ranks.is_main):
         root = store.claim(output, about(subjects, records), is_main=ranks.is_main)
         ranks.wait()
-        plan = passes(config, subjects, records, root=root)
+        plan = passes(config, subjects, records, calibrations=calibrations, root=root)
         manifests, timings = {}, []
         for name, step in plan.items():
             manifests[name], timing = score_variant(
@@ -94,3 +98,19 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
             judge.write_result(output / "audit.json", result)
         ranks.wait()
     return result if ranks.is_main else judge.read_result(output / "audit.json")
+
+
+def calibrations_of(
+    config: AuditConfig, subjects: "Subjects", records: "Records"
+) -> "dict[str, Calibration]":
+    """The calibration texts that the audit's variants need; errors as in `read_calibrations`."""
+    from auditor.calibration import read_calibrations
+
+    return read_calibrations(
+        config,
+        config.variant_specs,
+        subjects.model.encoder.tokenizer,
+        context=subjects.model.identity.context_tokens,
+        records=records,
+        known=lambda: ((i, f"{text.prompt} {text.text}") for i, _, text in records.stream()),
+    )

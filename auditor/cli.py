@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic_core import PydanticUndefined
 
 import auditor
-from auditor.config import AuditConfig
+from auditor.config import AuditConfig, CompressConfig, Shared
 from auditor.errors import CompleakError
 from auditor.report.progress import Display, DisplayKind
 
@@ -72,6 +72,29 @@ def _audit_and_show(config: AuditConfig, kind: DisplayKind) -> None:
         result = auditor.audit(config, display=shown)
     if processes().is_main and kind != "none":
         show(result)
+
+
+def run_compress(
+    *,
+    display: DisplayKind = "rich",
+    **given: Any,  # noqa: ANN401 - typed by the fields of CompressConfig
+) -> None:
+    """Write one variant as a folder that loads anywhere, with its receipt.
+
+    Parameters
+    ----------
+    display
+        rich or plain: say what was done; none: nothing but errors.
+    """
+    from auditor.recipes import validated
+
+    config = validated(CompressConfig, {k: v for k, v in given.items() if v is not None})
+    from auditor.publish import publish
+    from auditor.report.catalogue import print_table, receipt_table
+
+    receipt = publish(config, tell=_teller("none" if display == "none" else "plain"))
+    if display != "none":
+        print_table(receipt_table(receipt))
 
 
 @app.command
@@ -154,10 +177,10 @@ def schema() -> None:
     print(json.dumps(AuditResult.model_json_schema(), indent=2))
 
 
-def _flags() -> list[inspect.Parameter]:
-    """One keyword parameter for every field of `AuditConfig`, None where it was not given."""
+def _flags(config: type[Shared]) -> list[inspect.Parameter]:
+    """One keyword parameter for every field of a configuration, None where it was not given."""
     parameters = []
-    for name, field in AuditConfig.model_fields.items():
+    for name, field in config.model_fields.items():
         default = field.get_default(call_default_factory=True)
         shown = (
             "" if default in (None, (), {}, PydanticUndefined) else f" [default: {_shown(default)}]"
@@ -182,14 +205,15 @@ def _shown(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _with_flags(function: Callable[..., None]) -> Callable[..., None]:
+def _with_flags(function: Callable[..., None], config: type[Shared]) -> Callable[..., None]:
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    function.__signature__ = signature.replace(parameters=[*_flags(), *own])  # type: ignore[attr-defined]
+    function.__signature__ = signature.replace(parameters=[*_flags(config), *own])  # type: ignore[attr-defined]
     return function
 
 
-app.command(_with_flags(run_audit), name="audit")
+app.command(_with_flags(run_audit, AuditConfig), name="audit")
+app.command(_with_flags(run_compress, CompressConfig), name="compress")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from auditor.compress import VariantSpec, parse_variants
+from auditor.compress import VariantSpec, parse_variant, parse_variants
 from auditor.errors import ConfigError, unknown
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -111,11 +111,11 @@ def split_variants(value: Any) -> Any:  # noqa: ANN401
 SourceField = Annotated[Source, BeforeValidator(parse_source)]
 
 
-class AuditConfig(Frozen):
-    """One audit. Equal configurations on one machine give equal `audit.json`, but for times."""
+class Shared(Frozen):
+    """What an audit and the making of one variant have in common."""
 
     model: str = Field(
-        description="The checkpoint to audit: a folder in the Hugging Face format, or a model id. "
+        description="The checkpoint: a folder in the Hugging Face format, or a model id. "
         "(In lm-evaluation-harness --model is a backend; here it is the checkpoint.)",
         min_length=1,
     )
@@ -131,10 +131,6 @@ class AuditConfig(Frozen):
     nonmembers: SourceField | None = Field(
         None, description="Records of the same kind that the model never saw; spelled as --members."
     )
-    data: SourceField | None = Field(
-        None, description="One source for both sides, told apart by --label-column."
-    )
-    label_column: str = Field("label", description="Column of --data: 1 or true is a member.")
     text_column: str = Field("text", description="Column that holds the text of a record.")
     messages_column: str = Field(
         "messages",
@@ -142,6 +138,53 @@ class AuditConfig(Frozen):
     )
     prompt_column: str = Field("prompt", description="Column of the prompt, which is not scored.")
     completion_column: str = Field("completion", description="Column of the scored completion.")
+    calibration: SourceField | None = Field(
+        None,
+        description="Texts that GPTQ, Wanda and SparseGPT look at, neither members nor nonmembers; "
+        "spelled as --members. Left out: a third set that lies with the records, if there is one.",
+    )
+    calibration_samples: int = Field(
+        128, ge=1, description="Windows of tokens that are cut from the calibration texts."
+    )
+    calibration_tokens: int = Field(512, ge=2, description="Tokens in each of these windows.")
+    allow_calibration_on_members: bool = Field(
+        False,
+        description="Calibrate on texts that are members or nonmembers, to ask what that leaks.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the checkpoint."
+    )
+    allow_pickle: bool = Field(
+        False, description="Read weights that are only there as pickle (torch.load, weights_only)."
+    )
+
+
+class CompressConfig(Shared):
+    """One variant, to be written as a folder that loads anywhere."""
+
+    variant: Annotated[str, BeforeValidator(lambda value: parse_variant(str(value)).label)] = Field(
+        description="The variant, name[:key=value,...]; `compleak-llm list variants` shows them."
+    )
+    out: str = Field(description="Folder to write; it must not be there yet.", min_length=1)
+
+    @property
+    def spec(self) -> VariantSpec:
+        """The variant, parsed."""
+        return parse_variant(self.variant)
+
+
+class AuditConfig(Shared):
+    """One audit. Equal configurations on one machine give equal `audit.json`, but for times."""
+
+    data: SourceField | None = Field(
+        None, description="One source for both sides, told apart by --label-column."
+    )
+    label_column: str = Field("label", description="Column of --data: 1 or true is a member.")
     reference: str | None = Field(
         None,
         description="A checkpoint that saw none of the members, such as the base of a fine-tune; "
@@ -187,18 +230,7 @@ class AuditConfig(Frozen):
         description="Records per batch, or auto: as many as fit a token budget, "
         "halved whenever memory runs out.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU."
-    )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
     output_path: str = Field("runs/audit", description="Folder for the results.", min_length=1)
-    trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the checkpoint."
-    )
-    allow_pickle: bool = Field(
-        False, description="Read weights that are only there as pickle (torch.load, weights_only)."
-    )
     include_text: bool = Field(
         default=False, description="Let the text of records into the output folder."
     )

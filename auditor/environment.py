@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from auditor.config import DTYPES, AuditConfig
+from auditor.config import DTYPES, Shared
 from auditor.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class PeakMemory:
         self.peak_bytes = max(0, found - self._begin)
 
 
-def place(config: AuditConfig, checkpoint_dtype: "torch.dtype | str | None") -> "Placement":
+def place(config: Shared, checkpoint_dtype: "torch.dtype | str | None") -> "Placement":
     """Where models go and in which precision.
 
     Args:

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from auditor.attacks.signals import Signals, applicable, compute_signals
+from auditor.calibration import MEMBERS_SOURCE
 from auditor.compress import VariantSpec
+from auditor.compress.receipt import UNTOUCHED
 from auditor.config import AuditConfig
 from auditor.errors import ConfigError, ModelError, StoreError
 from auditor.files import write_text, written_whole
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from auditor.scoring.variants import Pass
 
 ORIGINAL = "original"
+# A variant whose perplexity is over this many times the original's is not published like this.
+BROKEN_RATIO = 10.0
+# Below this share of what it could have compressed, a variant is worth a word.
+LITTLE = 0.5
 
 
 class Findings(NamedTuple):
@@ -120,8 +126,9 @@ def judge(
         _variant(config, records, spec=spec, manifest=manifests[spec.label], signals=signals)
         for spec in config.variant_specs
     ]
+    usable = {result.variant for result in variants if result.status == "ok"}
     comparisons = compare(
-        {name: found.by_attack for name, found in signals.items()},
+        {name: found.by_attack for name, found in signals.items() if name in usable},
         records.is_member,
         original=ORIGINAL,
         primary=primary,
@@ -153,12 +160,20 @@ def _variant(
             reason=manifest.reason,
             receipt=manifest.receipt,
         )
+    ratio = signals[name].perplexity / signals[ORIGINAL].perplexity
+    # A perplexity that is not a number is no smaller than any bound.
+    is_broken = not ratio <= BROKEN_RATIO
     return VariantResult(
         variant=name,
         canonical=canonical,
-        status="ok",
+        status="broken" if is_broken else "ok",
+        reason=f"its perplexity is {signals[name].perplexity:.4g}, over {BROKEN_RATIO:.0f} times "
+        "the original's: nobody publishes it like this"
+        if is_broken
+        else None,
         receipt=manifest.receipt,
         perplexity=signals[name].perplexity,
+        perplexity_ratio=ratio,
         attacks={
             attack: attack_result(
                 values,
@@ -244,23 +259,7 @@ def _warnings(
 ) -> list[Warned]:
     found = [*records.warnings, *blind_warnings]
     for variant in findings.variants:
-        if variant.receipt is not None:
-            found += [
-                Warned(
-                    code="library-repaired",
-                    message=f"{variant.variant}: {repair}",
-                    severity="info",
-                )
-                for repair in variant.receipt.repairs
-            ]
-        if variant.status == "broken":
-            found.append(
-                Warned(
-                    code="broken-variant",
-                    message=f"{variant.variant} is broken and was left out: {variant.reason}.",
-                    severity="severe",
-                )
-            )
+        found += _variant_warnings(variant)
     if config.limit is not None:
         found.append(
             Warned(
@@ -282,6 +281,45 @@ def _warnings(
             )
     weight = {"severe": 0, "warning": 1, "info": 2}
     return sorted(found, key=lambda warned: weight[warned.severity])
+
+
+def _variant_warnings(variant: VariantResult) -> list[Warned]:
+    found: list[Warned] = []
+    name, receipt = variant.variant, variant.receipt
+    if receipt is not None:
+        for code, sentences in (("library-repaired", receipt.repairs), ("note", receipt.notes)):
+            found += [
+                Warned(code=code, message=f"{name}: {sentence}", severity="info")
+                for sentence in sentences
+            ]
+        left = sum(item.n_parameters for item in receipt.skipped if item.reason in UNTOUCHED)
+        share = receipt.n_compressed / max(1, receipt.n_compressed + left)
+        if receipt.compressed and share < LITTLE:
+            found.append(
+                Warned(
+                    code="little-compressed",
+                    message=f"{name} compressed only {100 * share:.0f}% of the weights that it is "
+                    "for; the rest stayed in full precision (see its receipt).",
+                    severity="warning",
+                )
+            )
+        if receipt.calibration is not None and receipt.calibration.source == MEMBERS_SOURCE:
+            found.append(
+                Warned(
+                    code="calibrated-on-members",
+                    message=f"{name} was calibrated on members of this audit, on purpose.",
+                    severity="info",
+                )
+            )
+    if variant.status == "broken":
+        found.append(
+            Warned(
+                code="broken-variant",
+                message=f"{name} is broken and is compared with nothing: {variant.reason}.",
+                severity="severe",
+            )
+        )
+    return found
 
 
 def write_result(path: Path, result: AuditResult) -> None:

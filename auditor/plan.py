@@ -52,6 +52,7 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     Raises:
         CompleakError: Whatever the audit would stop at before its first pass.
     """
+    from auditor.audit import calibrations_of
     from auditor.judge import choose_attacks
     from auditor.records import read_records
     from auditor.report.catalogue import new_table
@@ -61,6 +62,7 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     console = console or Console()
     subjects = open_subjects(config)
     records = read_records(config, subjects.model.encoder)
+    calibrations = calibrations_of(config, subjects, records)
     must_be_free(Path(config.output_path), about(subjects, records))
     attacks, left_out, primary = choose_attacks(
         config, has_reference=subjects.reference is not None, same_tokens=subjects.same_tokens
@@ -76,6 +78,10 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     table.add_row("records", f"{members.n_audited:,} members, {nonmembers.n_audited:,} nonmembers")
     table.add_row("tokens", f"{tokens:,}, at most {subjects.model.encoder.max_length:,} a record")
     table.add_row("variants", "\n".join(config.variants))
+    for kind, calibration in calibrations.items():
+        used = calibration.use
+        said = f"{used.n_samples} x {used.n_tokens // used.n_samples} tokens of {used.source}"
+        table.add_row("calibration" if kind == "given" else "", said)
     table.add_row("passes", f"{n_passes}, one per version of the model")
     table.add_row("attacks", ", ".join(attacks))
     for name, reason in left_out.items():

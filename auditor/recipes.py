@@ -1,12 +1,15 @@
 """Recipes: audits as YAML, whose keys are the fields of `AuditConfig`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from auditor.config import AuditConfig
+from auditor.config import AuditConfig, CompressConfig, Shared
 from auditor.errors import ConfigError, unknown
+
+Config = TypeVar("Config", bound=Shared)
 
 
 def folder() -> Path:
@@ -63,16 +66,26 @@ def configure(given: dict[str, Any], *, recipe: str | None = None) -> AuditConfi
         merged = {key: value for key, value in merged.items() if key not in pair}
     elif pair <= given.keys() and "data" not in given:
         merged.pop("data", None)
+    return validated(AuditConfig, merged)
+
+
+def validated(kind: type[Config], given: Mapping[str, Any]) -> Config:
+    """A configuration from what was given.
+
+    Raises:
+        ConfigError: A value is missing or wrong; names the flag.
+    """
     try:
-        return AuditConfig.model_validate(merged)
+        return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         flag = "--" + str(first["loc"][0] if first["loc"] else "").replace("_", "-")
         if first["type"] == "missing":
+            command = "compress" if kind is CompressConfig else "audit"
             raise ConfigError(
                 f"{flag} must be given",
                 seen="it was left out",
-                fix="compleak-llm audit --help shows every option",
+                fix=f"compleak-llm {command} --help shows every option",
             ) from None
         message = str(first["msg"]).removeprefix("Value error, ")
         raise ConfigError(f"{flag}: {message.lower()}", seen=repr(first["input"])) from None

@@ -104,6 +104,13 @@ class Records:
                 found[place] = text
         return [text for text in found if text is not None]
 
+    def stream(self) -> Iterator[tuple[str, bool, RecordText]]:
+        """Id, side and text of every record, read again in blocks."""
+        for start in range(0, len(self), BLOCK):
+            part = np.arange(start, min(start + BLOCK, len(self)))
+            for row, text in zip(part, self.texts(part), strict=True):
+                yield str(self.ids[row]), bool(self.is_member[row]), text
+
 
 def read_records(config: AuditConfig, encoder: Encoder) -> Records:
     """Read, identify, check and count the records.
@@ -117,7 +124,7 @@ def read_records(config: AuditConfig, encoder: Encoder) -> Records:
     """
     given = [config.members, config.nonmembers] if config.data is None else [config.data]
     sources = [open_source(source) for source in given if source is not None]
-    reader = RowReader(config, encoder.tokenizer)
+    reader = RowReader(config, encoder.tokenizer, label_column=config.label_column)
     found = [_Found(*(np.zeros(0, dtype=kind) for kind in KINDS))]
     grams = GramSample()
     for number, source in enumerate(sources):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from auditor.config import AuditConfig
+from auditor.config import Shared
 from auditor.errors import RecordsError
 from auditor.scoring.encode import RecordText
 from auditor.textfiles import Placed
@@ -17,11 +17,13 @@ class RowReader:
     Args:
         config: Names of the columns.
         tokenizer: For the chat template of conversations.
+        label_column: The column that tells members from nonmembers, where they share a source.
     """
 
-    def __init__(self, config: AuditConfig, tokenizer: Any) -> None:  # noqa: ANN401
+    def __init__(self, config: Shared, tokenizer: Any, *, label_column: str = "label") -> None:  # noqa: ANN401
         self._config = config
         self._tokenizer = tokenizer
+        self._label_column = label_column
 
     def text(self, placed: Placed) -> RecordText:
         """The text column, else a conversation, else prompt and completion.
@@ -55,7 +57,7 @@ class RowReader:
         Raises:
             RecordsError: There is no such column, or its value says neither.
         """
-        column = self._config.label_column
+        column = self._label_column
         if column not in placed.row:
             raise RecordsError(
                 f"{placed.where} must have a label column {column!r}",

@@ -60,6 +60,12 @@ def open_source(source: Source) -> RowSource:
     return DataSet(source)
 
 
+def splits_of(source: Source) -> list[str]:
+    """The splits of a data set; none for a file."""
+    opened = open_source(source)
+    return opened.splits() if isinstance(opened, DataSet) else []
+
+
 class ParquetFile:
     """A Parquet file, row group by row group."""
 
@@ -129,6 +135,7 @@ class DataSet:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._data: Any = None
+        self._splits: list[str] = []
         self._cache: str | None = None
 
     def _load(self) -> Any:  # noqa: ANN401 - datasets is untyped
@@ -161,8 +168,14 @@ class DataSet:
                 seen=str(error).strip().splitlines()[0],
                 fix="give the path of a .jsonl, .json, .csv or .parquet file",
             ) from error
+        self._splits = list(found) if isinstance(found, dict) else []
         self._data = self._split(found)
         return self._data
+
+    def splits(self) -> list[str]:
+        """The splits of the data set by name; none where it has no splits."""
+        self._load()
+        return self._splits
 
     def _split(self, found: Any) -> Any:  # noqa: ANN401
         if not isinstance(found, dict):

@@ -1,5 +1,6 @@
 """The models of an audit, opened and identified before anything is run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from auditor.scoring.variants import Pass
 from auditor.store import STORE_VERSION, VariantStore, plan_shards
 
 if TYPE_CHECKING:
+    from auditor.calibration import Calibration
     from auditor.records import Records
 
 REFERENCE = "reference"
@@ -132,7 +134,12 @@ def about(subjects: Subjects, records: "Records") -> dict[str, str]:
 
 
 def passes(
-    config: AuditConfig, subjects: Subjects, records: "Records", *, root: Path
+    config: AuditConfig,
+    subjects: Subjects,
+    records: "Records",
+    *,
+    calibrations: "Mapping[str, Calibration]",
+    root: Path,
 ) -> dict[str, Pass]:
     """What is to be scored, by name: the original, the reference, then the variants.
 
@@ -143,10 +150,15 @@ def passes(
     found: dict[str, Pass] = {}
 
     def add(name: str, subject: Subject, spec: VariantSpec) -> None:
+        calibration = calibrations.get(getattr(spec.options, "calibration", ""))
         fingerprint = _fingerprint(subject, spec, records.summary.sha256)
+        if calibration is not None:
+            fingerprint["calibration"] = calibration.use.sha256
         found[name] = Pass(
             name=name,
-            make=lambda: compress(subject.checkpoint, spec, subject.placement),
+            make=lambda: compress(
+                subject.checkpoint, spec, subject.placement, calibration=calibration
+            ),
             encoder=subject.encoder,
             store=VariantStore(
                 root, name, fingerprint=fingerprint, shards=shards, record_ids=records.ids

@@ -1,6 +1,7 @@
 """What many tests share: where real models and fixtures are, and tiny ones made on the spot."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 from auditor import AuditConfig, AuditResult, audit
+from auditor.compress import COMPRESSORS, parse_variant
 from auditor.demo.letters import letters
+from auditor.environment import installed
 from tests.tiny import save, tiny_model
 
 N = 60
@@ -22,6 +25,15 @@ def shared() -> Path:
     if not (SHARED / "models").is_dir():
         pytest.skip("needs ../shared with real models and fixtures, which a plain clone lacks")
     return SHARED
+
+
+def needs(variant: str) -> None:
+    """Skip where a variant's library is not installed; in CI, where it must be, fail."""
+    missing = [n for n in COMPRESSORS[parse_variant(variant).id].requires if installed(n) is None]
+    if missing and os.environ.get("CI"):
+        pytest.fail(f"{', '.join(missing)} must be installed in CI: pip install -e '.[all]'")
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}: pip install -c constraints.txt -e '.[all]'")
 
 
 def write_records(path: Path, texts: list[str]) -> Path:

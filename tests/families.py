@@ -31,6 +31,14 @@ MATRICES = {
 }
 MATRICES["llama"].append("mlp.down_proj")
 MATRICES["gpt_neox"].append("mlp.dense_4h_to_h")
+ATTENTION = [f"self_attn.{x}_proj" for x in "qkvo"]
+for family in ("qwen3", "mistral", "gemma3_text"):
+    BLOCKS[family], MATRICES[family] = BLOCKS["llama"], MATRICES["llama"]
+BLOCKS.update(opt="model.decoder.layers", phi3="model.layers", mixtral="model.layers")
+MATRICES["opt"] = [f"self_attn.{x}_proj" for x in ("k", "v", "q", "out")] + ["fc1", "fc2"]
+MATRICES["phi3"] = ["self_attn.o_proj", "self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj"]
+MATRICES["mixtral"] = ATTENTION
+EXPERTS = [f"mlp.experts.{x}_proj[{e}]" for x in ("gate_up", "down") for e in range(4)]
 EMBEDDINGS = {
     "llama": ["model.embed_tokens"],
     "gpt2": ["transformer.wte", "transformer.wpe"],
@@ -95,5 +103,18 @@ def make(checkpoint: Checkpoint, variant: str, placement: Placement = CPU) -> Co
 
 
 def matrix_names(name: str) -> list[str]:
-    family = FAMILIES[name][0].partition("-")[0]
-    return [f"{BLOCKS[family]}.{i}.{matrix}" for i in range(2) for matrix in MATRICES[family]]
+    """The linear layers of a model, by hand."""
+    return _in_blocks(name, MATRICES[_family(name)])
+
+
+def expert_names(name: str) -> list[str]:
+    """The matrices of its experts, by hand."""
+    return _in_blocks(name, EXPERTS) if _family(name) == "mixtral" else []
+
+
+def _family(name: str) -> str:
+    return CATALOGUE[name][0].partition("-")[0]
+
+
+def _in_blocks(name: str, matrices: list[str]) -> list[str]:
+    return [f"{BLOCKS[_family(name)]}.{i}.{matrix}" for i in range(2) for matrix in matrices]

@@ -35,12 +35,13 @@ def flags(subject: dict[str, Any], output: Path) -> list[str]:
 
 
 def comparable(path: Path) -> dict[str, Any]:
-    """`audit.json` without what may differ between equal runs: the times, and where it lies."""
+    """`audit.json` without what may differ between equal runs: what they cost, and where they lie."""
     content = json.loads((path / "audit.json").read_text())
     content.pop("timings")
     content["config"].pop("output_path")
     for variant in content["variants"]:
-        variant["receipt"].pop("compress_s")
+        for cost in ("compress_s", "compress_peak_bytes"):
+            variant["receipt"].pop(cost)
     return content
 
 

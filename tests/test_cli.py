@@ -13,6 +13,7 @@ from auditor import AuditConfig, recipes
 from auditor.attacks import ATTACKS
 from auditor.cli import main
 from auditor.compress import COMPRESSORS, parse_variant, parse_variants, split_list
+from auditor.config import CompressConfig, Shared
 from auditor.errors import ConfigError
 
 FILES = {"model": "m", "members": "a.jsonl", "nonmembers": "b.jsonl"}
@@ -37,10 +38,19 @@ def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
     assert not modules & {"torch", "transformers", "bitsandbytes", "sklearn", "pandas", "datasets"}
 
 
-def test_every_option_has_a_flag_and_a_sentence_of_help(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["audit", "--help"])
+@pytest.mark.parametrize(
+    ("command", "config"), [("audit", AuditConfig), ("compress", CompressConfig)]
+)
+def test_every_option_has_a_flag_and_a_sentence_of_help(
+    command: str,
+    config: type[Shared],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")  # where no name of a flag is broken over two lines
+    main([command, "--help"])
     printed = capsys.readouterr().out
-    for name, field in AuditConfig.model_fields.items():
+    for name, field in config.model_fields.items():
         assert f"--{name.replace('_', '-')}" in printed
         assert field.description
 
@@ -60,7 +70,7 @@ def test_both_spellings(spelling: str, capsys: pytest.CaptureFixture[str]) -> No
         (["audit", "--model", "m", "--members", "a"], "--members and --nonmembers together"),
         (["audit", "--model", "m", "--members", "a", "--data", "c"], "or from --data alone"),
         (["audit", "--variants", "bnb-nf5", "--model", "m"], "did you mean 'bnb-nf4'"),
-        (["audit", "--variants", "prune-magnitude", "--model", "m"], "sparsity missing"),
+        (["audit", "--variants", "prune-magnitude", "--model", "m"], "sparsity must be given"),
         (["audit", "--variants", "prune-magnitude:sparsity=1.2", "--model", "m"], "sparsity=1.2"),
         (["audit", "--variants", "prune-magnitude:sparsty=.5", "--model", "m"], "'sparsity'"),
         (["audit", "--variants", "bnb-nf4:x=1", "--model", "m"], "unknown option of bnb-nf4"),
@@ -141,7 +151,7 @@ def test_variant_strings() -> None:
     assert split_list(["a,b:x=1,y=2", "c"]) == ["a", "b:x=1,y=2", "c"]
     spec = parse_variant("prune_magnitude:scope=layer,sparsity=0.50")
     assert spec.label == "prune-magnitude:sparsity=0.5"
-    assert spec.canonical == "prune-magnitude:scope=layer,sparsity=0.5"
+    assert spec.canonical == "prune-magnitude:pattern=unstructured,scope=layer,sparsity=0.5"
     both = parse_variants(["bnb-nf4,bnb-nf4:double_quant=false", "bnb-nf4:double-quant=true"])
     assert [spec.label for spec in both] == ["bnb-nf4", "bnb-nf4:double_quant=true"]
     with pytest.raises(ConfigError, match="given once"):

@@ -26,7 +26,11 @@ from auditor.compress.options import (
     PruneMagnitudeOptions,
     SparseGptOptions,
 )
+from auditor.compress.quiet import hush
 from auditor.errors import ConfigError, unknown
+
+# Here, because nothing of this program loads transformers before it has come by.
+hush()
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ GPTQ = ("gptqmodel", "optimum")
 TORCHAO = ("torchao",)
 COMPRESSORS: dict[str, Compressor] = {
     "original": Compressor("auditor.compress.original:make", Options, "the full-precision model"),
-    "float16": Compressor("auditor.compress.casts:make_float16", Options, "weights cast to 16 bits"),
+    "float16": Compressor(
+        "auditor.compress.casts:make_float16", Options, "weights cast to 16 bits, 5 of exponent"
+    ),
     "bfloat16": Compressor(
         "auditor.compress.casts:make_bfloat16", Options, "weights cast to 16 bits, 8 of exponent"
     ),
@@ -159,7 +165,7 @@ class VariantSpec:
 
     def _spell(self, options: Mapping[str, Any]) -> str:
         first = self.options.positional
-        pairs = [spell(options[first])] if first in options else []
+        pairs = [spell(options[first])] if first is not None and first in options else []
         pairs += [
             f"{key}={spell(options[key])}"
             for key in sorted(options)

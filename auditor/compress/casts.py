@@ -1,6 +1,7 @@
 """The plain casts to 16 bits: the mildest compression, and the one that everybody publishes."""
 
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -51,4 +52,5 @@ def _cast(
         disk=sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize,
     )
     # What is published is in 16 bits, whatever precision it was scored in.
-    return CompressedModel(model, receipt, dense=lambda: model.to(dtype))
+    whole: Any = model
+    return CompressedModel(model, receipt, dense=lambda: whole.to(dtype))

@@ -13,7 +13,7 @@ from auditor.compress.checkpoint import (
     Placement,
     quantization_of,
 )
-from auditor.compress.receipt import LEFT, NOT_DIVISIBLE, Receipt
+from auditor.compress.receipt import UNTOUCHED, Receipt
 from auditor.compress.weights import first_line
 from auditor.environment import PeakMemory, installed
 from auditor.errors import VariantError
@@ -127,7 +127,7 @@ def check_receipt(receipt: Receipt, *, changed_share: float = 1.0) -> None:
     Raises:
         VariantError: Under 1% of the weights that it should have changed were changed.
     """
-    left = sum(item.n_parameters for item in receipt.skipped if item.reason in (LEFT, NOT_DIVISIBLE))
+    left = sum(item.n_parameters for item in receipt.skipped if item.reason in UNTOUCHED)
     wanted = round(changed_share * (receipt.n_compressed + left))
     if not wanted:
         raise VariantError(

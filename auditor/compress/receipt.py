@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 LEFT = "the library left it in full precision"
 # The same for a matrix whose sides do not fit what the format asks for.
 NOT_DIVISIBLE = "its inputs cannot be divided as the format asks"
+# Reasons for matrices that compression was for.
+UNTOUCHED = (LEFT, NOT_DIVISIBLE)
 
 
 class Part(BaseModel):

@@ -1,0 +1,283 @@
+"""`compleak-llm compress`: one variant as a folder that loads anywhere, its receipt beside it.
+
+The folder is written under another name, loaded again by transformers alone, compared with what was
+made, searched for calibration texts and records, and only then given its name: what is there is
+whole and is what its receipt says.
+"""
+
+import gc
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from auditor.calibration import Calibration, read_calibrations
+from auditor.compress.receipt import Receipt
+from auditor.config import CompressConfig
+from auditor.errors import StoreError, VariantError
+from auditor.files import cannot_write, write_text
+from auditor.rows import RowReader
+from auditor.sources import open_source
+
+if TYPE_CHECKING:
+    import torch
+
+    from auditor.compress.checkpoint import Checkpoint, Placement
+
+RECEIPT = "compleak-receipt.json"
+# What belongs to a model beside its weights and is copied as it is.
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+# Tokens that the written folder is compared on, and the relative difference of logits that loading
+# in the same precision can make: kernels that split their sums otherwise.
+PROBE_TOKENS = 24
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
+
+Tell = Callable[[str], None]
+
+
+def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
+    """Make a variant and write it.
+
+    Args:
+        config: What to make, and where to write it.
+        tell: Told what is going on, a line at a time.
+
+    Returns:
+        The receipt, which also stands in the folder.
+
+    Raises:
+        CompleakError: It cannot be made, or not written so that it loads to the same logits.
+    """
+    from auditor.compress.checkpoint import (
+        context_tokens,
+        load_tokenizer,
+        open_checkpoint,
+        quiet_transformers,
+    )
+    from auditor.compress.make import check_possible, compress
+    from auditor.compress.measure import stored_dtype
+    from auditor.environment import place
+
+    out = _free(Path(config.out).expanduser())
+    checkpoint = open_checkpoint(
+        config.model,
+        model_args=config.model_args,
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
+    )
+    check_possible(checkpoint, config.spec)
+    tokenizer = load_tokenizer(checkpoint, config.model_args.get("tokenizer"))
+    calibrations = read_calibrations(
+        config,
+        [config.spec],
+        tokenizer,
+        context=context_tokens(checkpoint.config, tokenizer),
+        known=lambda: _records(config, tokenizer),
+    )
+    calibration = next(iter(calibrations.values()), None)
+    placement = place(config, getattr(checkpoint.config, "dtype", None))
+    tell(f"making {config.spec.label} of {config.model}")
+    made = compress(checkpoint, config.spec, placement, calibration=calibration)
+    if made.cannot_save is not None:
+        raise VariantError(
+            f"{config.spec.label} must be something that a folder can hold",
+            seen=made.cannot_save,
+            fix="audit it all the same: compleak-llm audit makes variants in memory",
+        )
+    before = _logits(made.model, checkpoint, placement.device)
+    receipt, model = made.receipt, made.model if made.dense is None else made.dense()
+    del made
+    with _renamed(out) as part:
+        _cast_where_exact(model, stored_dtype(checkpoint.config, placement.dtype))
+        with quiet_transformers():
+            model.save_pretrained(part)
+        del model
+        gc.collect()  # what was written is loaded into the memory that this one had
+        tell("loading it again")
+        _must_be_same(part, before, checkpoint, placement, variant=config.spec.label)
+        written = sum(file.stat().st_size for file in part.glob("*.safetensors"))
+        receipt = receipt.model_copy(update={"bytes_disk": written})
+        write_text(part / RECEIPT, receipt.model_dump_json(indent=2) + "\n")
+        _tokenizer_files(checkpoint, tokenizer, part)
+        tell("searching what was written for calibration texts and records")
+        _search(config, part, calibration, tokenizer)
+    tell(f"wrote {out}")
+    return receipt
+
+
+def _free(out: Path) -> Path:
+    if out.is_dir() and not any(out.iterdir()):
+        return out
+    if out.exists():
+        raise StoreError(
+            "--out must be a folder that is not there yet",
+            seen=f"{out} is {'not empty' if out.is_dir() else 'a file'}",
+            fix="choose another name, or remove it",
+        )
+    return out
+
+
+@contextmanager
+def _renamed(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name once the block has ended well."""
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for file in part.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        if out.is_dir():
+            out.rmdir()  # empty: `_free` has looked
+        part.rename(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _must_be_same(
+    part: Path,
+    before: "torch.Tensor",
+    checkpoint: "Checkpoint",
+    placement: "Placement",
+    *,
+    variant: str,
+) -> None:
+    """Load what was written and compare its logits with those of what was made.
+
+    Raises:
+        VariantError: They differ by more than arithmetic explains.
+    """
+    remote_code = checkpoint.load_args.get("trust_remote_code", False)
+    again = load_written(part, placement, remote_code=remote_code)
+    after = _logits(again, checkpoint, placement.device)
+    difference = float((after - before).norm() / before.norm())
+    name = str(placement.dtype).removeprefix("torch.")
+    if not difference <= TOLERANCE[name]:
+        raise VariantError(
+            f"{variant} must load again to the same logits",
+            seen=f"a relative difference of {difference:.1e} after saving and loading in {name}",
+            fix="audit it all the same; what cannot be loaded again is not written",
+        )
+
+
+def _logits(model: Any, checkpoint: "Checkpoint", device: str) -> "torch.Tensor":  # noqa: ANN401
+    import torch
+
+    size = checkpoint.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, size, (1, PROBE_TOKENS), generator=generator).to(device)
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits.float().cpu()
+    return logits
+
+
+def _cast_where_exact(model: Any, dtype: "torch.dtype") -> None:  # noqa: ANN401
+    """Cast what is not packed to the checkpoint's own precision, where nothing is lost by it."""
+    import torch
+
+    for parameter in model.parameters():
+        data = parameter.data
+        if type(parameter) is not torch.nn.Parameter or type(data) is not torch.Tensor:
+            continue
+        if data.is_floating_point() and data.itemsize > dtype.itemsize:
+            narrow = data.to(dtype)
+            if torch.equal(narrow.to(data.dtype), data):
+                parameter.data = narrow
+
+
+def load_written(folder: Path, placement: "Placement", *, remote_code: bool = False) -> Any:  # noqa: ANN401
+    """Load a folder as anybody would, with transformers alone.
+
+    Where bitsandbytes computes wrongly on this machine its layers are mended, as when they were
+    made: the folder is right, and is loaded rightly elsewhere.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from auditor.compress.checkpoint import quantization_of, quiet_transformers
+
+    loader: Any = AutoModelForCausalLM
+    with quiet_transformers():
+        model = loader.from_pretrained(
+            folder,
+            dtype=placement.dtype,
+            device_map={"": placement.device},
+            local_files_only=True,
+            trust_remote_code=remote_code,
+        ).eval()
+    if quantization_of(model.config) == "bitsandbytes":
+        from auditor.compress.bnb_cpu import make_right
+
+        make_right(model)
+    return model
+
+
+def _tokenizer_files(checkpoint: "Checkpoint", tokenizer: Any, part: Path) -> None:  # noqa: ANN401
+    found = [name for name in COPIED if (checkpoint.path / name).is_file()]
+    for name in found:
+        shutil.copyfile(checkpoint.path / name, part / name)
+    if not any(name.startswith(("tokenizer", "vocab", "spiece")) for name in found):
+        tokenizer.save_pretrained(part)
+
+
+def _records(config: CompressConfig, tokenizer: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401
+    """Id and text of every member and nonmember that was given."""
+    for identity, _, text in _sided_records(config, tokenizer):
+        yield identity, text
+
+
+def _sided_records(
+    config: CompressConfig,
+    tokenizer: Any,  # noqa: ANN401
+) -> Iterator[tuple[str, bool, str]]:
+    from auditor.records import record_id
+
+    reader = RowReader(config, tokenizer)
+    for source, is_member in ((config.members, True), (config.nonmembers, False)):
+        if source is not None:
+            for placed in open_source(source).stream():
+                text = reader.text(placed)
+                yield record_id(text), is_member, f"{text.prompt} {text.text}"
+
+
+def _search(
+    config: CompressConfig,
+    part: Path,
+    calibration: Calibration | None,
+    tokenizer: Any,  # noqa: ANN401
+) -> None:
+    """Refuse to give a folder its name that holds what it must not.
+
+    Raises:
+        VariantError: Calibration texts or records stand in it.
+    """
+    from auditor.scan import scan_checkpoints
+
+    found = scan_checkpoints(
+        {config.out: part},
+        _sided_records(config, tokenizer),
+        calibration=calibration.texts if calibration is not None else (),
+        own_files=set(),
+    )
+    for artifact in found:
+        if artifact.kind in ("record", "calibration"):
+            raise VariantError(
+                "nothing that is written may hold calibration texts or records",
+                seen=artifact.message,
+                fix="take it out of the model's own files first: they are copied as they are",
+            )

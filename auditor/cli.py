@@ -89,6 +89,10 @@ def run_compress(
     from auditor.recipes import validated
 
     config = validated(CompressConfig, {k: v for k, v in given.items() if v is not None})
+    _compress_and_show(config, display)
+
+
+def _compress_and_show(config: CompressConfig, display: DisplayKind) -> None:
     from auditor.publish import publish
     from auditor.report.catalogue import print_table, receipt_table
 

@@ -191,14 +191,13 @@ def _cast_where_exact(model: Any, dtype: "torch.dtype") -> None:  # noqa: ANN401
     """Cast what is not packed to the checkpoint's own precision, where nothing is lost by it."""
     import torch
 
-    for parameter in model.parameters():
+    from auditor.compress.matrices import plain_parameters
+
+    for parameter in plain_parameters(model):
         data = parameter.data
-        if type(parameter) is not torch.nn.Parameter or type(data) is not torch.Tensor:
-            continue
-        if data.is_floating_point() and data.itemsize > dtype.itemsize:
-            narrow = data.to(dtype)
-            if torch.equal(narrow.to(data.dtype), data):
-                parameter.data = narrow
+        narrow = data.to(dtype)
+        if data.itemsize > dtype.itemsize and torch.equal(narrow.to(data.dtype), data):
+            parameter.data = narrow
 
 
 def load_written(folder: Path, placement: "Placement", *, remote_code: bool = False) -> Any:  # noqa: ANN401
@@ -210,6 +209,7 @@ def load_written(folder: Path, placement: "Placement", *, remote_code: bool = Fa
     from transformers import AutoModelForCausalLM
 
     from auditor.compress.checkpoint import quantization_of, quiet_transformers
+    from auditor.compress.matrices import cast_plain
 
     loader: Any = AutoModelForCausalLM
     with quiet_transformers():
@@ -220,6 +220,7 @@ def load_written(folder: Path, placement: "Placement", *, remote_code: bool = Fa
             local_files_only=True,
             trust_remote_code=remote_code,
         ).eval()
+    cast_plain(model, placement.dtype)
     if quantization_of(model.config) == "bitsandbytes":
         from auditor.compress.bnb_cpu import make_right
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement, load_model
-from auditor.compress.matrices import linear_layers
+from auditor.compress.matrices import cast_plain, linear_layers
 from auditor.compress.measure import Ledger, OriginalWeights, write_receipt
 from auditor.compress.options import FourBitOptions, Int8Options
 
@@ -105,6 +105,8 @@ def load_quantized(
     """
     more = {} if config is None else {"quantization_config": config}
     model = load_model(checkpoint, placement, **more)
+    if config is None:
+        cast_plain(model, placement.dtype)
     repairs = make_right(model)
     layers: list[Any] = [module for module in model.modules() if is_quantized(module)]
     n_bits = sum(8 * t.numel() * t.element_size() for layer in layers for t in _stored(layer))

@@ -99,3 +99,18 @@ def shapes(checkpoint: Checkpoint) -> Mapping[str, Shape]:
         sides = tuple(module.weight.shape)
         found[name] = Shape(*(sides if isinstance(module, Conv1D) else sides[::-1]))
     return found
+
+
+def plain_parameters(model: Any) -> Iterator[nn.Parameter]:  # noqa: ANN401
+    """The parameters that no library has packed: embeddings, norms, biases, dense matrices."""
+    for parameter in model.parameters():
+        data = parameter.data
+        is_plain = type(parameter) is nn.Parameter and type(data) is Tensor
+        if is_plain and data.is_floating_point():
+            yield parameter
+
+
+def cast_plain(model: Any, dtype: torch.dtype) -> None:  # noqa: ANN401
+    """Cast what is not packed, in place: loading a quantized checkpoint leaves it as it is stored."""
+    for parameter in plain_parameters(model):
+        parameter.data = parameter.data.to(dtype)

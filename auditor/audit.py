@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auditor.config import AuditConfig
-from auditor.results import AuditResult, Timings
+from auditor.results import Artifact, AuditResult, Timings
 
 if TYPE_CHECKING:
     from auditor.calibration import Calibration
@@ -69,6 +69,11 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
             timings.append(timing)
         if ranks.is_main:
             clock = time.perf_counter()
+            display.note("searching the checkpoints for records")
+            artifacts = _search(config, subjects, records, calibrations)
+            search_s = time.perf_counter() - clock
+
+            clock = time.perf_counter()
             display.note("blind baseline")
             blind = blind_baseline(records, config)
             blind_s = time.perf_counter() - clock
@@ -84,12 +89,14 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
                 records,
                 blind,
                 findings,
+                artifacts=artifacts,
                 versions=versions(),
                 environment=environment(subjects.model.placement, ranks.world),
                 timings=Timings(
                     started_at=started.isoformat(timespec="seconds"),
                     total_s=time.perf_counter() - begin,
                     records_s=records_s,
+                    search_s=search_s,
                     blind_s=blind_s,
                     statistics_s=statistics_s,
                     variants=timings,
@@ -113,4 +120,22 @@ def calibrations_of(
         context=subjects.model.identity.context_tokens,
         records=records,
         known=lambda: ((i, f"{text.prompt} {text.text}") for i, _, text in records.stream()),
+    )
+
+
+def _search(
+    config: AuditConfig,
+    subjects: "Subjects",
+    records: "Records",
+    calibrations: "dict[str, Calibration]",
+) -> list[Artifact]:
+    """What lies in the checkpoints that must not be published."""
+    from auditor.scan import scan_checkpoints
+
+    given = (config.members, config.nonmembers, config.data, config.calibration)
+    return scan_checkpoints(
+        subjects.paths,
+        ((i, side, f"{text.prompt} {text.text}") for i, side, text in records.stream()),
+        calibration=[text for found in calibrations.values() for text in found.texts],
+        own_files=[Path(source.path).expanduser() for source in given if source is not None],
     )

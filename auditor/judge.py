@@ -16,6 +16,7 @@ from auditor.config import AuditConfig
 from auditor.errors import ConfigError, ModelError, StoreError
 from auditor.files import write_text, written_whole
 from auditor.results import (
+    Artifact,
     AuditResult,
     BlindBaseline,
     Comparison,
@@ -168,7 +169,7 @@ def _variant(
         canonical=canonical,
         status="broken" if is_broken else "ok",
         reason=f"its perplexity is {signals[name].perplexity:.4g}, over {BROKEN_RATIO:.0f} times "
-        "the original's: nobody publishes it like this"
+        "the original's: not published like this"
         if is_broken
         else None,
         receipt=manifest.receipt,
@@ -226,6 +227,7 @@ def assemble(
     blind: "Blind",
     findings: Findings,
     *,
+    artifacts: list[Artifact],
     versions: dict[str, str],
     environment: dict[str, Any],
     timings: Timings,
@@ -238,6 +240,7 @@ def assemble(
         model=findings.identities[ORIGINAL],
         reference=findings.identities.get(REFERENCE),
         records=records.summary,
+        artifacts=artifacts,
         warnings=_warnings(config, records, blind.result, blind.warnings, findings),
         blind=blind.result,
         primary_attack=findings.primary,
@@ -287,7 +290,10 @@ def _variant_warnings(variant: VariantResult) -> list[Warned]:
     found: list[Warned] = []
     name, receipt = variant.variant, variant.receipt
     if receipt is not None:
-        for code, sentences in (("library-repaired", receipt.repairs), ("note", receipt.notes)):
+        # Of a variant that was made here the notes stand in its receipt; of a published one they
+        # may say that it is a version of something else.
+        notes = receipt.notes if receipt.method is not None else []
+        for code, sentences in (("library-repaired", receipt.repairs), ("note", notes)):
             found += [
                 Warned(code=code, message=f"{name}: {sentence}", severity="info")
                 for sentence in sentences

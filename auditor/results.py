@@ -63,12 +63,16 @@ class VariantResult(Result):
     variant: str = Field(description="Its name in tables: options that differ from the defaults.")
     canonical: str = Field(description="Its name with all options.")
     status: Literal["ok", "broken"] = Field(
-        description="ok; broken: made, but its scores are not finite."
+        description="ok; broken: its scores are not finite, or its perplexity is over 10 times the "
+        "original's: not published like this. A broken variant is compared with nothing."
     )
     reason: str | None = Field(default=None, description="Why it is broken.")
     receipt: Receipt | None = Field(default=None, description="What was really changed.")
     perplexity: float | None = Field(
         None, description="exp of the mean of -log p over all scored tokens of the nonmembers."
+    )
+    perplexity_ratio: float | None = Field(
+        default=None, description="Its perplexity over the original's."
     )
     attacks: dict[str, AttackResult] = Field(default_factory=dict, description="By attack id.")
 
@@ -117,6 +121,24 @@ class Warned(Result):
 
     code: str = Field(description="A short name that does not change.")
     message: str = Field(description="One or two sentences.")
+    severity: Literal["info", "warning", "severe"] = Field(description="How much it weighs.")
+
+
+class Artifact(Result):
+    """Something in the files of a checkpoint that must not be published, or needs a second look."""
+
+    checkpoint: str = Field(description="The checkpoint, as given.")
+    file: str = Field(description="The file or folder, relative to the checkpoint.")
+    kind: Literal["record", "calibration", "file"] = Field(
+        description="record: audited records stand in it; calibration: texts that a variant was "
+        "calibrated on do; file: it does not belong there, or could not be searched."
+    )
+    n_records: int = Field(0, description="Records or calibration texts that stand in it.")
+    n_whole: int = Field(0, description="Of them, those that stand there from end to end.")
+    n_members: int = Field(0, description="Of the records, members.")
+    n_nonmembers: int = Field(0, description="Of the records, nonmembers.")
+    record_ids: list[str] = Field(default_factory=list, description="Their ids (first 100).")
+    message: str = Field(description="What it is and what to do, without a word of any record.")
     severity: Literal["info", "warning", "severe"] = Field(description="How much it weighs.")
 
 
@@ -169,6 +191,7 @@ class Timings(Result):
     started_at: str = Field(description="UTC, ISO 8601.")
     total_s: float = Field(description="The whole audit.")
     records_s: float = Field(description="Reading and checking the records.")
+    search_s: float = Field(0.0, description="Searching the checkpoints for records.")
     blind_s: float = Field(description="The blind baseline.")
     statistics_s: float = Field(description="Attacks, intervals and tests.")
     variants: list[Timing] = Field(description="One for each model.")
@@ -184,6 +207,11 @@ class AuditResult(Result):
     model: ModelIdentity = Field(description="The audited model.")
     reference: ModelIdentity | None = Field(default=None, description="The reference model.")
     records: RecordsSummary = Field(description="The records.")
+    artifacts: list[Artifact] = Field(
+        default_factory=list,
+        description="What was found in the files of the checkpoints: records and calibration texts "
+        "first, then files that do not belong there.",
+    )
     warnings: list[Warned] = Field(description="What to know before the figures, worst first.")
     blind: BlindBaseline | None = Field(description="The baseline that never sees the model.")
     primary_attack: str = Field(description="The attack named before the run.")

@@ -15,6 +15,7 @@ from auditor.compress.checkpoint import (
     tokenizer_sha256,
 )
 from auditor.compress.make import check_possible, compress
+from auditor.compress.options import CheckpointOptions
 from auditor.config import AuditConfig
 from auditor.environment import installed, place
 from auditor.errors import ConfigError
@@ -25,6 +26,7 @@ from auditor.store import STORE_VERSION, VariantStore, plan_shards
 
 if TYPE_CHECKING:
     from auditor.calibration import Calibration
+    from auditor.compress.published import Published
     from auditor.records import Records
 
 REFERENCE = "reference"
@@ -55,11 +57,22 @@ class Subjects:
         model: The audited model.
         reference: The reference model, or None.
         same_tokens: Whether both have the same tokenizer, so that tokens can be compared.
+        published: The published versions among the variants, by label.
     """
 
     model: Subject
     reference: Subject | None
     same_tokens: bool
+    published: dict[str, "Published"]
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Every checkpoint that was given, by its name."""
+        reference = [self.reference.checkpoint] if self.reference is not None else []
+        found = {one.name: one.path for one in (self.model.checkpoint, *reference)}
+        for version in self.published.values():
+            found[version.checkpoint.name] = version.path
+        return found
 
 
 def open_subjects(config: AuditConfig) -> Subjects:
@@ -71,17 +84,26 @@ def open_subjects(config: AuditConfig) -> Subjects:
         ConfigError: A device or a length that cannot be.
     """
     model = _open(config, config.model, is_reference=False)
+    published = {}
     for spec in config.variant_specs:
         check_possible(model.checkpoint, spec)
+        if isinstance(spec.options, CheckpointOptions):
+            published[spec.label] = _identify(spec.options, model)
     if config.reference is None:
-        return Subjects(model, None, same_tokens=False)
+        return Subjects(model, None, same_tokens=False, published=published)
     reference = _open(config, config.reference, is_reference=True)
     same = model.identity.tokenizer_sha256 == reference.identity.tokenizer_sha256
     if same:
         # Token by token the two must speak of the same text: the shorter context rules both.
         shorter = min(model.encoder.max_length, reference.encoder.max_length)
         model.encoder.max_length = reference.encoder.max_length = shorter
-    return Subjects(model, reference, same_tokens=same)
+    return Subjects(model, reference, same_tokens=same, published=published)
+
+
+def _identify(options: CheckpointOptions, model: Subject) -> "Published":
+    from auditor.compress.published import identify
+
+    return identify(options, model.checkpoint, tokenizer=model.encoder.tokenizer)
 
 
 def _open(config: AuditConfig, name: str, *, is_reference: bool) -> Subject:
@@ -154,6 +176,8 @@ def passes(
         fingerprint = _fingerprint(subject, spec, records.summary.sha256)
         if calibration is not None:
             fingerprint["calibration"] = calibration.use.sha256
+        if version := subjects.published.get(spec.label):
+            fingerprint["checkpoint"] = version.checkpoint.sha256
         found[name] = Pass(
             name=name,
             make=lambda: compress(

@@ -70,9 +70,7 @@ def test_plain_variants_keep_the_originals_precision(
 
 
 @pytest.mark.parametrize("variant", ["gptq:bits=4,group_size=32", "bnb-nf4", "int8", "hqq"])
-def test_packed_variants_and_what_is_in_their_files(
-    variant: str, model: Path, third: Path
-) -> None:
+def test_packed_variants_and_what_is_in_their_files(variant: str, model: Path, third: Path) -> None:
     needs(variant)
     publish(config(model, variant, calibration=str(third)))
     out = model.parent / "out"

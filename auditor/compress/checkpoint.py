@@ -6,17 +6,16 @@ tokenizer, pickle-only weights, remote code, an adapter without its model, a fil
 
 import hashlib
 import json
-import os
 import pickle
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from auditor.compress.hub import find_folder
 from auditor.compress.weights import (
     first_line,
     model_sha256,
@@ -46,7 +45,6 @@ DEFAULT_CONTEXT = 2048
 # Tokenizers without a limit say so with an absurdly large number.
 NO_LIMIT = 10**7
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Seconds that `load_model` has taken so far: making a variant is timed apart from reading it.
 LOADED_S: ContextVar[float] = ContextVar("loaded_s", default=0.0)
 CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
@@ -76,6 +74,7 @@ class Checkpoint:
         sha256: Over the weight files' contents and `config.json`, hex.
         load_args: Further arguments of `from_pretrained` (attn_implementation, trust_remote_code,
             use_safetensors).
+        allow_pickle: Whether pickles may be read, of the checkpoint and of versions of it.
     """
 
     name: str
@@ -83,6 +82,7 @@ class Checkpoint:
     config: "PretrainedConfig"
     sha256: str
     load_args: dict[str, Any]
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,65 +129,59 @@ def open_checkpoint(
         *(["pytorch_model*.bin"] if allow_pickle else []),
         *(["*.py"] if trust_remote_code else []),
     ]
-    path = _folder(name, args.get("revision"), patterns) / args.get("subfolder", "")
+    found = find_folder(name, revision=args.get("revision"), patterns=patterns)
+    load_args: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if "attn_implementation" in args:
+        load_args["attn_implementation"] = args["attn_implementation"]
+    return open_folder(
+        name,
+        found / args.get("subfolder", ""),
+        load_args=load_args,
+        allow_pickle=allow_pickle,
+        needs_tokenizer="tokenizer" not in args,
+    )
+
+
+def open_folder(
+    name: str,
+    path: Path,
+    *,
+    load_args: Mapping[str, Any],
+    allow_pickle: bool = False,
+    needs_tokenizer: bool = True,
+    weights: Sequence[Path] = (),
+) -> Checkpoint:
+    """Check a folder as `open_checkpoint` does.
+
+    Args:
+        name: What errors call it.
+        path: The folder.
+        load_args: Further arguments of `from_pretrained`.
+        allow_pickle: Whether weights may be read from pickle files (`weights_only`).
+        needs_tokenizer: Whether a tokenizer must lie beside the weights.
+        weights: Its weight files, where they are not those that transformers reads.
+
+    Raises:
+        ModelError: It cannot be used; says why and what to do.
+    """
     _check_whole_model(name, path)
-    config = _config(name, path, trust_remote_code=trust_remote_code)
-    if not any((path / file).is_file() for file in TOKENIZER_FILES) and "tokenizer" not in args:
+    code = bool(load_args.get("trust_remote_code"))
+    config = _config(name, path, trust_remote_code=code)
+    if needs_tokenizer and not has_tokenizer(path):
         raise ModelError(
             f"{name} must hold a tokenizer beside its weights",
             seen=f"none of {', '.join(TOKENIZER_FILES)}",
             fix="save it with tokenizer.save_pretrained(...), or name one with "
             "--model-args tokenizer=PATH",
         )
-    weights = weight_files(name, path, allow_pickle=allow_pickle)
-    load_args: dict[str, Any] = {
-        "trust_remote_code": trust_remote_code,
-        "use_safetensors": weights[0].suffix == ".safetensors",
-    }
-    if "attn_implementation" in args:
-        load_args["attn_implementation"] = args["attn_implementation"]
-    return Checkpoint(name, path, config, model_sha256(path, weights), load_args)
+    files = list(weights) or weight_files(name, path, allow_pickle=allow_pickle)
+    args = {**load_args, "use_safetensors": files[0].suffix == ".safetensors"}
+    return Checkpoint(name, path, config, model_sha256(path, files), args, allow_pickle)
 
 
-def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """The local folder of a path or a model id; only an id may go to the hub, and not offline."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    must = "--model must be a folder in the Hugging Face format, or a model id"
-    if path.exists() or not HUB_ID.fullmatch(name):
-        raise ModelError(
-            must,
-            seen=f"{name} is {'a file' if path.exists() else 'not there'}",
-            fix="give the folder that save_pretrained wrote",
-        )
-    from huggingface_hub import constants, snapshot_download
-
-    offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
-    problem: Exception | None = None
-    for local in (True,) if offline else (True, False):
-        try:
-            found = Path(
-                snapshot_download(
-                    name, revision=revision, allow_patterns=patterns, local_files_only=local
-                )
-            )
-        except (OSError, ValueError) as error:  # what the hub raises derives from these
-            problem = error
-            continue
-        # A cache may hold a configuration alone, left by a program that asked for no more.
-        if not local or offline or _holds_weights(found):
-            return found
-    where = "HF_HUB_OFFLINE is set, and the cache" if offline else "the hub"
-    raise ModelError(
-        must,
-        seen=f"{name} is no folder here; {where} gave: {first_line(problem)}",
-        fix="give the path of a local folder" + (", or unset HF_HUB_OFFLINE" if offline else ""),
-    ) from problem
-
-
-def _holds_weights(path: Path) -> bool:
-    return any(path.rglob("*.safetensors")) or any(path.rglob("pytorch_model*.bin"))
+def has_tokenizer(path: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any((path / file).is_file() for file in TOKENIZER_FILES)
 
 
 def _check_whole_model(name: str, path: Path) -> None:
@@ -278,7 +272,7 @@ def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "Pr
     must = f"{checkpoint.name} must hold weights that fit its config.json"
     loader: Any = AutoModelForCausalLM
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, info = loader.from_pretrained(
                 checkpoint.path,
                 dtype=placement.dtype,
@@ -303,22 +297,32 @@ def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "Pr
         raise ModelError(
             must, seen=first_line(error), fix="give the folder that save_pretrained wrote"
         ) from error
-    # transformers fills what it does not find with random numbers and says so in its log only.
-    parameters = {name for name, _ in model.named_parameters()}
-    if missing := sorted(parameters & set(info["missing_keys"])):
-        raise ModelError(
-            must,
-            seen=f"{len(missing)} tensors are missing, such as {missing[0]}",
-            fix="save the model with its output head, as AutoModelForCausalLM does",
-        )
-    ready: PreTrainedModel = model.eval().requires_grad_(requires_grad=False)
+    ready = whole_model(checkpoint.name, model, info["missing_keys"])
     if not more:  # a library that compresses while it loads is timed as compressing
         LOADED_S.set(LOADED_S.get() + time.perf_counter() - begin)
     return ready
 
 
+def whole_model(name: str, model: Any, missing_keys: Iterable[str]) -> "PreTrainedModel":  # noqa: ANN401
+    """A model that was just loaded, in eval mode and without gradients.
+
+    Raises:
+        ModelError: Some of its weights were missing: transformers fills them with random numbers
+            and says so in its log only.
+    """
+    parameters = {key for key, _ in model.named_parameters()}
+    if missing := sorted(parameters & set(missing_keys)):
+        raise ModelError(
+            f"{name} must hold weights that fit its config.json",
+            seen=f"{len(missing)} tensors are missing, such as {missing[0]}",
+            fix="save the model with its output head, as AutoModelForCausalLM does",
+        )
+    ready: PreTrainedModel = model.eval().requires_grad_(requires_grad=False)
+    return ready
+
+
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and no load reports: what matters in them is raised as an error."""
     from transformers.utils import logging as transformers_logging
 

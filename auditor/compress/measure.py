@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
 from auditor.compress.checkpoint import Checkpoint, Placement, load_model
@@ -171,7 +172,12 @@ def skipped_modules(
         n = sum(p.numel() for p in kept.values() if id(p) not in seen or is_tied)
         seen.update(id(p) for p in own.values())
         if len(kept) < len(own):
-            _count(groups["bias"], sum(p.numel() for p in kept.values()))
+            # Experts may be compressed in one of their tensors and not in the other.
+            n_left = sum(p.numel() for key, p in expert_tensors(module) if key in kept)
+            _count(groups["bias"], sum(p.numel() for p in kept.values()) - n_left)
+            if n_left:
+                reason = reasons.get(name, left)
+                found.append(Skipped(module=name, n_parameters=n_left, reason=reason))
         elif not n:
             continue
         elif module is head:
@@ -211,19 +217,30 @@ def unique_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in tensors}.values())
 
 
+def held_tensors(tensor: Any) -> list[Tensor]:  # noqa: ANN401
+    """The tensors that take the memory: of a wrapper (torchao's) those within it, else itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [held for name in names for held in held_tensors(getattr(tensor, name))]
+
+
 def live_tensors(model: Any) -> Iterator[Tensor]:  # noqa: ANN401
     """Parameters, buffers, and the tensors that a quantized layer keeps beside them."""
     yield from model.buffers()
     for module in model.modules():
+        # Layers of hqq keep scales and zero points in a dictionary, the bias as an attribute.
+        meta = getattr(module, "meta", None)
+        values = [getattr(module, "bias", None), *(meta.values() if type(meta) is dict else ())]
         holders: list[object] = [getattr(module, "state", None)]
         for parameter in module.parameters(recurse=False):
-            yield parameter
+            yield from held_tensors(parameter)
             state = getattr(parameter, "quant_state", None)
-            holders += [parameter, state, getattr(state, "state2", None)]
-        for holder in holders:
-            for value in getattr(holder, "__dict__", {}).values():
-                if isinstance(value, Tensor):
-                    yield value
+            holders += [state, getattr(state, "state2", None)]
+            if not is_traceable_wrapper_subclass(parameter):
+                holders.append(parameter)
+        values += [v for holder in holders for v in getattr(holder, "__dict__", {}).values()]
+        yield from (value for value in values if isinstance(value, Tensor))
 
 
 def bytes_on_disk(model: Any, stored: torch.dtype) -> int:  # noqa: ANN401
@@ -238,10 +255,11 @@ def bytes_on_disk(model: Any, stored: torch.dtype) -> int:  # noqa: ANN401
     plain = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     sizes: dict[tuple[int, int], int] = {}
     for name, tensor in state.items():
-        size = tensor.element_size()
-        if name in plain and tensor.is_floating_point():
-            size = min(size, stored.itemsize)
-        sizes[tensor.data_ptr(), tensor.numel()] = tensor.numel() * size
+        for held in held_tensors(tensor):
+            size = held.element_size()
+            if name in plain and held is tensor and held.is_floating_point():
+                size = min(size, stored.itemsize)
+            sizes[held.data_ptr(), held.numel()] = held.numel() * size
     return sum(sizes.values())
 
 
@@ -303,13 +321,30 @@ def write_receipt(
     )
 
 
-def pruned_bits(checkpoint: Checkpoint, ledger: Ledger, *, dtype: torch.dtype) -> float:
-    """Bits per weight of pruned matrices: the nonzero weights, and a bit that says where they are.
+def pruned_bits(
+    checkpoint: Checkpoint,
+    ledger: Ledger,
+    *,
+    dtype: torch.dtype,
+    n_m: tuple[int, int] | None = None,
+) -> float:
+    """Bits per weight of pruned matrices: the weights that are kept, and what says where they are.
+
+    Without a pattern that is every nonzero weight, and one bit a weight. With N:M it is M - N
+    weights of every group, whatever their value, and their places in it: in 2:4, which processors
+    read, 2 bits for each kept weight; else the least whole number of bits that tells the possible
+    places apart, 7 for the 70 of 4:8.
 
     Args:
         checkpoint: The original, whose stored precision the weights are published in.
         ledger: The pruned matrices.
         dtype: The precision where the checkpoint does not name one.
+        n_m: (N, M) of the pattern.
     """
-    kept = 1 - ledger.n_zeros / max(1, ledger.n_compressed)
-    return 8.0 * stored_dtype(checkpoint.config, dtype).itemsize * kept + 1.0
+    width = 8.0 * stored_dtype(checkpoint.config, dtype).itemsize
+    if n_m is None:
+        kept = 1 - ledger.n_zeros / max(1, ledger.n_compressed)
+        return width * kept + 1.0
+    n, m = n_m
+    index_bits = 4 if n_m == (2, 4) else math.ceil(math.log2(math.comb(m, n)))
+    return ((m - n) * width + index_bits) / m

@@ -180,9 +180,7 @@ class GptqOptions(Calibrated):
 class ClusterOptions(Options):
     """Options of `cluster`."""
 
-    k: int = Field(
-        16, ge=2, le=256, description="Values that the weights of each matrix may take."
-    )
+    k: int = Field(16, ge=2, le=256, description="Values that the weights of each matrix may take.")
 
 
 class GroupOptions(Options):
@@ -201,11 +199,40 @@ class HqqOptions(Options):
     """Options of `hqq`."""
 
     bits: Bits = Field(4, description="Bits of a weight: 8, 4, 3 or 2.")
-    group_size: int = Field(64, ge=8, description="Weights that share a scale and a zero point.")
+    group_size: int = Field(
+        64,
+        ge=8,
+        multiple_of=8,
+        description="Weights that share a scale and a zero point, counted over the whole matrix.",
+    )
+
+    def divides(self, n_weights: int) -> bool:
+        """Whether a matrix of so many weights comes out in whole groups, and they in whole bytes.
+
+        The library packs codes of different groups into one byte, 4-bit ones by two, 2-bit ones by
+        four.
+        """
+        n_groups, rest = divmod(n_weights, self.group_size)
+        return not rest and not n_groups % self._groups_in_a_byte
+
+    @property
+    def _groups_in_a_byte(self) -> int:
+        return {4: 2, 2: 4}.get(self.bits, 1)
 
     def check(self, variant: str, shapes: Shapes) -> None:
         """See `Options.check`."""
-        _some_divisible(variant, shapes, self.group_size, key="group_size")
+        sizes = sorted({shape.inputs * shape.outputs for shape in shapes.values()})
+        if sizes and not any(map(self.divides, sizes)):
+            tried = (self.model_copy(update={"group_size": n}) for n in (8, 16, 32, 64, 128))
+            good = [str(one.group_size) for one in tried if any(map(one.divides, sizes))]
+            many = self._groups_in_a_byte
+            raise VariantError(
+                f"{variant}: group_size must divide the weights of at least one matrix"
+                + (f", into a multiple of {many} groups" if many > 1 else ""),
+                seen=f"groups of {self.group_size}, and matrices with "
+                f"{', '.join(map(str, sizes))} weights",
+                fix=f"for this model: {', '.join(good) or 'none does; leave it out'}",
+            )
 
 
 class CheckpointOptions(Options):

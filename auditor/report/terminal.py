@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from auditor.compress.receipt import Receipt
-from auditor.results import AuditResult, Comparison, Estimate, VariantResult, Warned
+from auditor.results import Artifact, AuditResult, Comparison, Estimate, VariantResult, Warned
 from auditor.stats.figures import rate_name
 
 STYLE = {"severe": "bold red", "warning": "yellow", "info": "dim"}
@@ -15,6 +15,7 @@ STYLE = {"severe": "bold red", "warning": "yellow", "info": "dim"}
 WIDE = 172
 STACKED = 138
 REPAIRED = "library-repaired"
+MAX_FILES = 12  # lines for files in a checkpoint; the worst come first
 
 
 def render(result: AuditResult, *, width: int = 140) -> RenderableType:
@@ -24,7 +25,7 @@ def render(result: AuditResult, *, width: int = 140) -> RenderableType:
         result: The audit.
         width: Columns of the terminal; below 138 a version is a block of lines.
     """
-    parts = [*_warnings(result), _heading(result)]
+    parts = [*_artifacts(result), *_warnings(result), _heading(result)]
     parts.append(_narrow(result) if width < STACKED else _wide(result, stacked=width < WIDE))
     parts.append(_footer(result))
     return Group(*parts)
@@ -75,6 +76,26 @@ def what_was_done(receipt: Receipt | None) -> str:
     # Quantizing leaves some zeros too; only where they are the point are they worth a word.
     zeros = receipt.sparsity if receipt.sparsity >= 0.2 else 0.0
     return f"{done}, {100 * zeros:.0f}% zeros" if zeros else done
+
+
+def _artifacts(result: AuditResult) -> list[RenderableType]:
+    """What lies in the checkpoints: texts in a panel above everything, then a line per file."""
+    texts = [item for item in result.artifacts if item.kind != "file"]
+    files = [item for item in result.artifacts if item.kind == "file"]
+    shown: list[RenderableType] = []
+    if texts:
+        lines = Text("\n").join(Text(_artifact(item)) for item in texts)
+        title = "published in clear"
+        shown.append(Panel(lines, title=title, style=STYLE["severe"], title_align="left"))
+    shown += [Text(_artifact(item), style=STYLE[item.severity]) for item in files[:MAX_FILES]]
+    if len(files) > MAX_FILES:
+        rest = f"and {len(files) - MAX_FILES:,} more files that do not belong: see audit.json"
+        shown.append(Text(rest, style=STYLE["warning"]))
+    return shown
+
+
+def _artifact(item: Artifact) -> str:
+    return f"{item.checkpoint}: {item.file}: {item.message}"
 
 
 def _warnings(result: AuditResult) -> list[RenderableType]:

@@ -130,7 +130,7 @@ def _search(
     calibrations: "dict[str, Calibration]",
 ) -> list[Artifact]:
     """What lies in the checkpoints that must not be published."""
-    from auditor.scan import scan_checkpoints
+    from auditor.artifacts.scan import scan_checkpoints
 
     given = (config.members, config.nonmembers, config.data, config.calibration)
     return scan_checkpoints(

@@ -205,7 +205,7 @@ def _whole(text: RecordText) -> str:
 
 def _must_be_others(source: str, rows: list[RecordText], used: Calibration, known: Known) -> None:
     """Refuse calibration texts that are records of the audit, word for word or nearly."""
-    from auditor.passages import Passages
+    from auditor.artifacts.passages import Passages
     from auditor.records import record_id
 
     own = {record_id(text) for text in rows}

@@ -267,7 +267,7 @@ def _search(
     Raises:
         VariantError: Calibration texts or records stand in it.
     """
-    from auditor.scan import scan_checkpoints
+    from auditor.artifacts.scan import scan_checkpoints
 
     found = scan_checkpoints(
         {config.out: part},
@@ -279,6 +279,6 @@ def _search(
         if artifact.kind in ("record", "calibration"):
             raise VariantError(
                 "nothing that is written may hold calibration texts or records",
-                seen=artifact.message,
+                seen=f"{artifact.file}: {artifact.message}",
                 fix="take it out of the model's own files first: they are copied as they are",
             )

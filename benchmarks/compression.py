@@ -100,9 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.model == "random-124m":
-            checkpoint = open_checkpoint(
-                str(random_model(Path(folder))), needs_tokenizer=False
-            )
+            checkpoint = open_checkpoint(str(random_model(Path(folder))), needs_tokenizer=False)
             size = checkpoint.config.get_text_config().vocab_size
             calibration = random_calibration(options.samples, options.tokens, size)
             table(checkpoint, [], calibration, options)

@@ -35,7 +35,7 @@ def flags(subject: dict[str, Any], output: Path) -> list[str]:
 
 
 def comparable(path: Path) -> dict[str, Any]:
-    """`audit.json` without what may differ between equal runs: what they cost, and where they lie."""
+    """`audit.json` without what may differ between equal runs: their cost, and where they lie."""
     content = json.loads((path / "audit.json").read_text())
     content.pop("timings")
     content["config"].pop("output_path")

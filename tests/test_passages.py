@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditor.passages import Passages
-from auditor.words import words_of
+from auditor.artifacts.passages import Passages
+from auditor.artifacts.words import words_of
 
 WHITE = ["\n", " ", "  ", "\t", "\r\n", "\u00a0", "\u2003", "\n> ", "\n    "]
 WORD = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=6)
@@ -250,11 +250,11 @@ def test_many_blocks_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> Non
     texts = [" ".join(draw.choices([f"w{i}" for i in range(99)], k=40)) for _ in range(50)]
     file = f"{texts[3]} and {texts[49][:60]} and {texts[20]}"
     one = found(file, texts)
-    monkeypatch.setattr("auditor.passages.BLOCK", 64)
+    monkeypatch.setattr("auditor.artifacts.passages.BLOCK", 64)
     assert found(file, texts) == one
     assert set(one) == {3, 20, 49}
 
 
 def test_needs_no_torch() -> None:
-    code = "import sys, auditor.passages; assert 'torch' not in sys.modules"
+    code = "import sys, auditor.artifacts.passages; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,11 +14,11 @@ import yaml
 from safetensors.torch import save_file
 from tokenizers import AddedToken
 
+from auditor.artifacts.scan import scan_checkpoints
 from auditor.demo.letters import letters
 from auditor.errors import ModelError
 from auditor.records import record_id
 from auditor.results import Artifact
-from auditor.scan import scan_checkpoints
 from tests.tiny import byte_tokenizer, save, tiny_model
 
 LETTERS = letters(60, seed=3)
@@ -333,7 +333,7 @@ def test_too_much_text_is_searched_in_part(
 ) -> None:
     (folder / "big.txt").write_text(f"{LETTERS[0]}\n" + "so on and so on " * 2**18 + LETTERS[1])
     (folder / "README.md").write_text(LETTERS[2])
-    monkeypatch.setattr(f"auditor.scan.{limit}", 10**5)
+    monkeypatch.setattr(f"auditor.artifacts.scan.{limit}", 10**5)
     found = scan(folder)
     assert hits(found) == {"README.md": ids(2), "big.txt": ids(0)}
     assert "in part" in named(found)["big.txt"]

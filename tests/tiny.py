@@ -69,6 +69,7 @@ def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel
     width = settings["hidden_size"]
     if width != SMALL["hidden_size"]:  # a wider model: everything that hangs on it grows with it
         settings.update(intermediate_size=width * 3 // 2, head_dim=width // 4)
+        settings.update(changes)
     if family == "opt":
         settings.update(ffn_dim=settings["intermediate_size"], word_embed_proj_dim=width)
     if family == "gpt2":
@@ -80,7 +81,7 @@ def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0.0, 0.15)
+                parameter.normal_(0.0, 0.15 * (SMALL["hidden_size"] / width) ** 0.5)
     return model
 
 

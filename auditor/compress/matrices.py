@@ -111,6 +111,6 @@ def plain_parameters(model: Any) -> Iterator[nn.Parameter]:  # noqa: ANN401
 
 
 def cast_plain(model: Any, dtype: torch.dtype) -> None:  # noqa: ANN401
-    """Cast what is not packed, in place: loading a quantized checkpoint leaves it as it is stored."""
+    """Cast what is not packed, in place: a quantized checkpoint loads it as it is stored."""
     for parameter in plain_parameters(model):
         parameter.data = parameter.data.to(dtype)

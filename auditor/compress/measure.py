@@ -169,6 +169,8 @@ def skipped_modules(
         weight = own.get("weight")
         is_tied = weight is not None and weight is embedding
         kept = {key: p for key, p in own.items() if f"{name}.{key}" not in done}
+        if is_tied and id(weight) in seen and _embedding_name(model) in done:
+            continue  # a tied head went with its embedding
         n = sum(p.numel() for p in kept.values() if id(p) not in seen or is_tied)
         seen.update(id(p) for p in own.values())
         if len(kept) < len(own):
@@ -197,6 +199,12 @@ def skipped_modules(
             label = f"({reason} of {n_modules} modules)"
             found.append(Skipped(module=label, n_parameters=n, reason=reason))
     return found
+
+
+def _embedding_name(model: Any) -> str:  # noqa: ANN401
+    """The name of the input embedding's weight."""
+    embedding = embedding_weight(model)
+    return next((name for name, p in model.named_parameters() if p is embedding), "")
 
 
 def _parameter_of(name: str, model: Any) -> str:  # noqa: ANN401

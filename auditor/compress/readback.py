@@ -22,7 +22,7 @@ def computed_weight(
 
     Works for any packed format without knowing it: a row of the identity picks one column of the
     weight, and the sum has no other term that is not zero. Exact for layers that quantize weights
-    only; a layer that quantizes its inputs too sees a one, which 8 bits hold exactly.
+    only; a layer that quantizes its inputs too rounds the one that it is given.
 
     Args:
         layer: A module that maps (rows, n_inputs) to (rows, outputs), in eval mode.

@@ -5,7 +5,7 @@ Whatever leaks through a model's outputs, a record that stands in the model's RE
 of every checkpoint is searched for all of the texts at once: the files into an index of runs of
 words, the texts past it in one stream. Ids come out, never a text.
 
-What is found, how much must stand there, and what is too common to count: `auditor.passages`.
+What is found, how much must stand there, and what is too common to count: `passages.py`.
 """
 
 import os
@@ -14,11 +14,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from auditor.contents import LARGEST, Kind, kind_of, pieces_in
+from auditor.artifacts.contents import LARGEST, Kind, kind_of, pieces_in
+from auditor.artifacts.headers import Unsearchable
+from auditor.artifacts.misplaced import VERSIONED, Severity, misplaced_file, misplaced_folder
+from auditor.artifacts.passages import Hit, Passages
 from auditor.errors import ModelError
-from auditor.headers import Unsearchable
-from auditor.misplaced import VERSIONED, Severity, misplaced_file, misplaced_folder
-from auditor.passages import Hit, Passages
 from auditor.results import Artifact
 
 MAX_LISTED = 100

@@ -18,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from auditor.words import words_of
+from auditor.artifacts.words import words_of
 
 Key = TypeVar("Key")
 Numbers = npt.NDArray[np.int64]

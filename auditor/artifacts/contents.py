@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from auditor.headers import Unsearchable, gguf_strings, is_safetensors, safetensors_header
+from auditor.artifacts.headers import Unsearchable, gguf_strings, is_safetensors, safetensors_header
 
 Kind = Literal[
     "safetensors", "gguf", "pickle", "archive", "parquet", "arrow", "text", "fragments", "binary"

@@ -4,7 +4,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
-from auditor.contents import ARCHIVES, PICKLES, Kind
+from auditor.artifacts.contents import ARCHIVES, PICKLES, Kind
 
 Severity = Literal["info", "warning", "severe"]
 

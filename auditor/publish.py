@@ -70,6 +70,7 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
     )
     from auditor.compress.make import check_possible, compress
     from auditor.compress.measure import stored_dtype
+    from auditor.compress.quiet import quietly
     from auditor.environment import place
 
     out = _free(Path(config.out).expanduser())
@@ -103,7 +104,7 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
     del made
     with _renamed(out) as part:
         _cast_where_exact(model, stored_dtype(checkpoint.config, placement.dtype))
-        with quiet_transformers():
+        with quiet_transformers(), quietly():
             model.save_pretrained(part)
         del model
         gc.collect()  # what was written is loaded into the memory that this one had
@@ -210,9 +211,10 @@ def load_written(folder: Path, placement: "Placement", *, remote_code: bool = Fa
 
     from auditor.compress.checkpoint import quantization_of, quiet_transformers
     from auditor.compress.matrices import cast_plain
+    from auditor.compress.quiet import quietly
 
     loader: Any = AutoModelForCausalLM
-    with quiet_transformers():
+    with quiet_transformers(), quietly():
         model = loader.from_pretrained(
             folder,
             dtype=placement.dtype,

@@ -1,7 +1,7 @@
 """What every way of compressing does to a model: size, error, perplexity, time, memory.
 
     python -m benchmarks.compression MODEL --calibration FILE [--nonmembers FILE] [--records 200]
-    python -m benchmarks.compression random-124m [--parts 2]
+    python -m benchmarks.compression random-124m --samples 32
 
 MODEL is a folder; `random-124m` is a model of GPT-2's shape with random weights, made on the spot,
 for times and memory. Perplexity is that of the first nonmembers, and stands beside the original's.
@@ -38,7 +38,8 @@ from benchmarks.machine import machine
 
 VARIANTS = (
     "original,float16,bnb-int8,bnb-nf4,bnb-nf4:double_quant=true,bnb-fp4,int8,int8-dynamic,int4,fp8,"
-    "gptq:bits=8,gptq:bits=4,gptq:bits=3,gptq:bits=2,hqq:bits=8,hqq:bits=4,hqq:bits=3,hqq:bits=2,"
+    "gptq:bits=8,group_size=64,gptq:bits=4,group_size=64,gptq:bits=3,group_size=64,"
+    "gptq:bits=2,group_size=64,hqq:bits=8,hqq:bits=4,hqq:bits=3,hqq:bits=2,"
     "prune-magnitude:sparsity=0.3,prune-magnitude:sparsity=0.5,prune-magnitude:sparsity=0.7,"
     "prune-magnitude:pattern=2:4,prune-wanda:sparsity=0.5,prune-wanda:pattern=2:4,"
     "prune-sparsegpt:sparsity=0.5,prune-sparsegpt:pattern=2:4,cluster:k=16,cluster:k=8,cluster:k=4"

@@ -1,4 +1,4 @@
-"""GPTQ through optimum and gptqmodel: what is stored, computed with, written and said."""
+"""GPTQ through optimum and gptqmodel: what is stored and computed with, and how well."""
 
 import json
 import logging
@@ -18,7 +18,14 @@ from transformers.pytorch_utils import Conv1D
 
 from auditor.calibration import Calibration
 from auditor.compress import gptq, parse_variant
-from auditor.compress.checkpoint import Checkpoint, CompressedModel, load_model, open_checkpoint
+from auditor.compress.checkpoint import (
+    Checkpoint,
+    CompressedModel,
+    Placement,
+    load_model,
+    load_tokenizer,
+    open_checkpoint,
+)
 from auditor.compress.make import compress
 from auditor.compress.matrices import linear_layers
 from auditor.compress.readback import computed_weight
@@ -28,8 +35,12 @@ from tests.conftest import needs
 from tests.families import CPU, make, matrix_names, saved_catalogue, tiny_calibration
 from tests.tiny import CONTEXT, VOCABULARY, save, tiny_model
 
-OPTIONS = ("bits=8,group_size=32", "bits=4,group_size=16", "bits=3,group_size=-1")
-OPTIONS += ("bits=2,group_size=32,desc_act=true",)
+OPTIONS = (
+    "bits=8,group_size=32",
+    "bits=4,group_size=16",
+    "bits=3,group_size=-1",
+    "bits=2,group_size=32,desc_act=true",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +141,18 @@ def test_the_same_twice_and_nothing_of_the_surroundings_changed(
     assert torch.equal(generator, torch.get_rng_state())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_it_is_made_where_the_model_is(checkpoints: dict[str, Checkpoint]) -> None:
+    placement = Placement("cuda:0", torch.float32)
+    made = make(checkpoints["llama"], "gptq:bits=8,group_size=32", placement)
+    assert {t.device.type for t in made.model.state_dict().values()} == {"cuda"}
+    there = make(checkpoints["llama"], "gptq:bits=8,group_size=32").model
+    with torch.inference_mode():
+        found = made.model(input_ids=probe().cuda(), use_cache=False).logits.cpu()
+    assert distance(found, logits(there)) < 0.03
+
+
 def test_layers_that_the_library_does_not_find_are_named(
     checkpoints: dict[str, Checkpoint],
 ) -> None:
@@ -206,8 +229,6 @@ def test_outputs_change_less_than_by_rounding_to_nearest(
 def test_outputs_of_a_trained_model_change_less(bits: int, bound: float, shared: Path) -> None:
     checkpoint = open_checkpoint(str(shared / "models" / "llama-gsm8k"))
     lines = (checkpoint.path / "nonmembers.jsonl").read_text().splitlines()[:200]
-    from auditor.compress.checkpoint import load_tokenizer
-
     tokenizer = load_tokenizer(checkpoint)
     tokens = [
         i for line in lines for i in tokenizer(" ".join(json.loads(line).values()))["input_ids"]

@@ -22,7 +22,7 @@ from tests.test_gptq import distance, logits, packed, probe
 
 # What a program loads that knows nothing of this one.
 LOAD = """
-import sys, logging, torch
+import sys, torch
 from transformers import AutoModelForCausalLM, GPTQConfig
 folder, ids, out = sys.argv[1:4]
 more = {} if len(sys.argv) < 5 else {"quantization_config": GPTQConfig(bits=4, backend=sys.argv[4])}
@@ -34,7 +34,7 @@ torch.save([logits, kinds], out)
 """
 # Makes a variant where nothing may be said, written or compiled.
 MAKE = """
-import os, sys, logging, threading, torch
+import os, sys, logging, torch
 from auditor.compress.checkpoint import load_model, open_checkpoint
 from tests.families import CPU, make
 root, other = map(open_checkpoint, sys.argv[1:3])

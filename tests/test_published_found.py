@@ -206,6 +206,38 @@ def test_gguf_in_q4_k(tmp_path: Path) -> None:
     assert len(made.receipt.compressed) == len(raw)
 
 
+# -- where they lie ------------------------------------------------------------------------------
+
+
+def test_pickles_where_they_are_allowed(source: Path, tmp_path: Path) -> None:
+    state = copied(source, tmp_path / "out")
+    for name in [name for name in state if is_layer(name)]:
+        state[name] = in_groups(state[name], 2, 4)
+    torch.save(state, tmp_path / "out" / "pytorch_model.bin")
+    original = open_checkpoint(str(source), allow_pickle=True)
+    receipt = make(original, f"checkpoint:{tmp_path / 'out'}").receipt
+    assert receipt.sparsity == 0.5
+    assert receipt.bytes_disk == (tmp_path / "out" / "pytorch_model.bin").stat().st_size
+
+
+def test_a_gguf_file_of_a_model_id(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    write_gguf(source, tmp_path / "model.gguf")
+    asked: list[tuple[Any, ...]] = []
+
+    def found(*where: Any, revision: str | None, local_files_only: bool) -> str:
+        asked.append((*where, revision, local_files_only))
+        return str(tmp_path / "model.gguf")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", found)
+    variant = "checkpoint:somebody/model-GGUF/Q8/model.gguf,revision=v2"
+    assert make(open_checkpoint(str(source)), variant).receipt.bits_per_weight == 8.5
+    assert asked == [("somebody/model-GGUF", "Q8/model.gguf", "v2", True)]
+
+
 # -- real models ---------------------------------------------------------------------------------
 
 

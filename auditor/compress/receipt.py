@@ -75,7 +75,8 @@ class Receipt(Part):
     skipped: list[Skipped] = Field(description="Modules with parameters that were left alone.")
     bits_per_weight: float = Field(
         description="Bits that the compressed modules need for a weight, scales included; of a "
-        "pruned matrix, its nonzero weights and one bit a weight to say where they are."
+        "pruned matrix, its nonzero weights and one bit a weight to say where they are, or with a "
+        "pattern the weights that every group keeps and their places in it."
     )
     sparsity: float = Field(description="Share of zeros among the weights of compressed modules.")
     relative_error: float = Field(

@@ -52,7 +52,8 @@ def variants_table() -> Table:
 
 def receipt_table(receipt: Receipt) -> Table:
     """A receipt in a few lines."""
-    table = new_table("receipt", receipt.variant)
+    table = new_table("receipt", "")
+    table.add_row("variant", receipt.variant)
     changed = 100 * receipt.n_changed / max(1, receipt.n_compressed)
     share = 100 * receipt.n_compressed / max(1, receipt.n_parameters)
     table.add_row("made by", receipt.library)

@@ -223,10 +223,15 @@ def load_written(folder: Path, placement: "Placement", *, remote_code: bool = Fa
             trust_remote_code=remote_code,
         ).eval()
     cast_plain(model, placement.dtype)
-    if quantization_of(model.config) == "bitsandbytes":
+    packed = quantization_of(model.config)
+    if packed == "bitsandbytes":
         from auditor.compress.bnb_cpu import make_right
 
         make_right(model)
+    elif packed == "gptq":
+        from auditor.compress.gptq import without_compiler
+
+        without_compiler(model)
     return model
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitsandbytes import functional
 from torch import Tensor
 
 from auditor.compress import parse_variant
-from auditor.compress.bitsandbytes import _four_bit, is_quantized
+from auditor.compress.bitsandbytes import _four_bit, is_quantized, weight_of
 from auditor.compress.bnb_cpu import (
     REPAIRS,
     Finding,
@@ -21,6 +22,7 @@ from auditor.compress.bnb_cpu import (
 )
 from auditor.compress.checkpoint import Placement, load_model, open_checkpoint
 from auditor.compress.make import compress
+from auditor.compress.matrices import linear_layers
 from auditor.compress.options import FourBitOptions
 from auditor.errors import VariantError
 from tests.tiny import VOCABULARY, save, tiny_model
@@ -260,3 +262,18 @@ def test_real_models(model: str, shared: Path) -> None:
     assert off(logits(made.model), expected) < 1e-5
     assert made.receipt.bits_per_weight == 4.5
     assert 0.08 < made.receipt.relative_error < 0.1
+
+
+@pytest.mark.parametrize("variant", ["bnb-int8", "bnb-nf4", "bnb-nf4:double_quant=true", "bnb-fp4"])
+def test_weights_are_the_librarys_own_to_the_bit(variant: str, tmp_path: Path) -> None:
+    """At widths that the library's kernel unpacks rightly, before any forward pass."""
+    model = tiny_model("llama", hidden_size=128)
+    made = compress(open_checkpoint(str(save(model, tmp_path))), parse_variant(variant), CPU)
+    layers: list[Any] = [layer for _, layer in linear_layers(made.model)]
+    assert len(layers) == 14
+    for layer in layers:
+        if variant == "bnb-int8":
+            own = functional.int8_vectorwise_dequant(layer.weight.data, layer.weight.SCB)
+        else:
+            own = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        assert torch.equal(weight_of(layer, dtype=torch.float32), own.float())

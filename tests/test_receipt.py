@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import int8_vectorwise_dequant
 from torch import Tensor
 
 from auditor.compress.bnb_cpu import unpacked_weight
@@ -31,7 +32,7 @@ def weight_in(model: Any, name: str) -> Tensor:
     module = model.get_submodule(name)
     if type(module).__name__ == "Linear8bitLt":
         # LLM.int8 rounds its inputs; its weight is what the codes and scales say.
-        return module.weight.data.float() * module.weight.SCB[:, None] / 127
+        return int8_vectorwise_dequant(module.weight.data, module.weight.SCB)
     if not hasattr(module, "in_features"):  # Conv1D
         return module.weight.data
     if module.bias is not None:

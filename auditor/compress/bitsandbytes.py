@@ -37,6 +37,7 @@ def without_hub_kernels() -> Iterator[None]:
 # It logs the kernel that it did not get, and every cast to float16, which is how LLM.int8 works.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 with without_hub_kernels():
+    from bitsandbytes.functional import int8_vectorwise_dequant
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     from auditor.compress.bnb_cpu import make_right, unpacked_weight
@@ -165,9 +166,8 @@ def weight_of(layer: nn.Module, *, dtype: torch.dtype) -> Tensor:
     """
     if isinstance(layer, Linear4bit):
         return unpacked_weight(layer).to(dtype).float()
-    codes, scales = _int8(layer)
-    # In this order a row's largest weight comes back as it was, and is not counted as changed.
-    return codes.float() * scales.float()[:, None] / 127
+    weight: Tensor = int8_vectorwise_dequant(*_int8(layer))
+    return weight.float()
 
 
 def _int8(layer: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401

@@ -61,6 +61,8 @@ def _number(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever w
 
 
 Bits = Annotated[Literal[8, 4, 3, 2], BeforeValidator(_number)]
+# Group sizes that the library packs, beside -1.
+GPTQ_GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 N_M = {"2:4": (2, 4), "4:8": (4, 8)}
 
 
@@ -165,14 +167,15 @@ class GptqOptions(Calibrated):
                     seen=f"{name} has {inputs} inputs and {outputs} outputs",
                     fix="leave this variant out, or take hqq or prune-sparsegpt",
                 )
-        bad = [name for name, shape in shapes.items() if self.group_size == 0
-               or self.group_size < -1 or shape.inputs % self.group_size]  # fmt: skip
-        if self.group_size != -1 and bad:
+        size = self.group_size
+        bad = [name for name, shape in shapes.items() if size not in GPTQ_GROUPS
+               or shape.inputs % size]  # fmt: skip
+        if size != -1 and bad:
             widths = sorted({shape.inputs for shape in shapes.values()})
-            good = [n for n in (32, 64, 128, 256, 512, 1024) if not any(w % n for w in widths)]
+            good = [n for n in GPTQ_GROUPS if not any(width % n for width in widths)]
             raise VariantError(
                 f"{variant}: group_size must divide the inputs of every matrix",
-                seen=f"{self.group_size} and {bad[0]} with {shapes[bad[0]].inputs} inputs",
+                seen=f"{size} and {bad[0]} with {shapes[bad[0]].inputs} inputs",
                 fix=f"for this model: {', '.join(map(str, good))}, or -1 for a whole row",
             )
 

@@ -25,6 +25,7 @@ from auditor.compress.checkpoint import (
     context_tokens,
     load_tokenizer,
     open_checkpoint,
+    open_folder,
 )
 from auditor.compress.make import compress
 from auditor.compress.receipt import CalibrationUse
@@ -101,7 +102,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.model == "random-124m":
-            checkpoint = open_checkpoint(str(random_model(Path(folder))), needs_tokenizer=False)
+            path = random_model(Path(folder))
+            checkpoint = open_folder("random", path, load_args={}, needs_tokenizer=False)
             size = checkpoint.config.get_text_config().vocab_size
             calibration = random_calibration(options.samples, options.tokens, size)
             table(checkpoint, [], calibration, options)

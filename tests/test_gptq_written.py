@@ -34,7 +34,7 @@ torch.save([logits, kinds], out)
 """
 # Makes a variant where nothing may be said, written or compiled.
 MAKE = """
-import os, sys, logging, torch
+import os, sys, logging, tempfile, torch
 from auditor.compress.checkpoint import load_model, open_checkpoint
 from tests.families import CPU, make
 root, other = map(open_checkpoint, sys.argv[1:3])
@@ -43,11 +43,12 @@ with torch.inference_mode():
     before = load_model(other, CPU)(input_ids=ids).logits
 state = lambda: (dict(os.environ), logging.getLogger().handlers[:], logging.getLogger().level)
 import datasets, huggingface_hub.constants as hub
-was = state(), datasets.config.HF_CACHE_HOME, hub.HF_HOME, os.path.exists("/tmp/tokenicer_hf_home")
+made_by_tokenicer = os.path.join(tempfile.gettempdir(), "tokenicer_hf_home")
+folders = lambda: (datasets.config.HF_CACHE_HOME, hub.HF_HOME, os.path.exists(made_by_tokenicer))
+was = state(), folders()
 made = make(root, "gptq:group_size=32")
 assert "gptqmodel" in sys.modules
-assert was == (state(), datasets.config.HF_CACHE_HOME, hub.HF_HOME,
-               os.path.exists("/tmp/tokenicer_hf_home"))
+assert was == (state(), folders())
 with torch.inference_mode():
     made.model(input_ids=ids)
     after = load_model(other, CPU)(input_ids=ids).logits

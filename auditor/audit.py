@@ -119,7 +119,7 @@ def calibrations_of(
         subjects.model.encoder.tokenizer,
         context=subjects.model.identity.context_tokens,
         records=records,
-        known=lambda: ((i, f"{text.prompt} {text.text}") for i, _, text in records.stream()),
+        known=lambda: ((i, text.words) for i, _, text in records.stream()),
     )
 
 
@@ -135,7 +135,7 @@ def _search(
     given = (config.members, config.nonmembers, config.data, config.calibration)
     return scan_checkpoints(
         subjects.paths,
-        ((i, side, f"{text.prompt} {text.text}") for i, side, text in records.stream()),
+        ((i, side, text.words) for i, side, text in records.stream()),
         calibration=[text for found in calibrations.values() for text in found.texts],
         own_files=[Path(source.path).expanduser() for source in given if source is not None],
     )

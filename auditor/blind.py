@@ -100,7 +100,7 @@ def _features(records: "Records", chosen: npt.NDArray[np.int64]) -> "csr_matrix"
     )
     blocks = []
     for part in np.array_split(chosen, max(1, len(chosen) // 1024)):
-        texts = [f"{text.prompt} {text.text}" for text in records.texts(part)]
+        texts = [text.words for text in records.texts(part)]
         lengths = np.array([[np.log1p(len(t)), np.log1p(len(t.split()))] for t in texts])
         row = [words.transform(texts), letters.transform(texts), csr_matrix(lengths)]
         blocks.append(hstack(row, format="csr"))

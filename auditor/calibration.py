@@ -200,7 +200,7 @@ class _Cutter:
 
 
 def _whole(text: RecordText) -> str:
-    return f"{text.prompt} {text.text}" if text.prompt else text.text
+    return text.words if text.prompt else text.text
 
 
 def _must_be_others(source: str, rows: list[RecordText], used: Calibration, known: Known) -> None:

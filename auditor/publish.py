@@ -260,7 +260,7 @@ def _sided_records(
         if source is not None:
             for placed in open_source(source).stream():
                 text = reader.text(placed)
-                yield record_id(text), is_member, f"{text.prompt} {text.text}"
+                yield record_id(text), is_member, text.words
 
 
 def _search(

@@ -132,7 +132,7 @@ def read_records(config: AuditConfig, encoder: Encoder) -> Records:
         for block in _blocks(_limited(source, reader, side, config.limit)):
             found.append(_kept(number, block, encoder))
             for _, _, text in block:
-                grams.add(f"{text.prompt} {text.text}")
+                grams.add(text.words)
     columns = _Found(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
     return _checked(config, columns, grams, sources, reader)
 

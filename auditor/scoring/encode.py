@@ -21,6 +21,11 @@ class RecordText(NamedTuple):
     prompt: str = ""
     add_special_tokens: bool = True
 
+    @property
+    def words(self) -> str:
+        """Prompt and text in one string, for what looks at words and not at tokens."""
+        return f"{self.prompt} {self.text}"
+
 
 @dataclass(frozen=True)
 class Encoded:

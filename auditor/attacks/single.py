@@ -54,7 +54,11 @@ def ez(scores: Scores) -> Float64:
     The sum of the positive l_t - l_ref,t over the sum of the absolute negative ones, over the
     tokens with hit_t = 0.
     """
-    reference = needed(scores)
+    return ez_ratio(scores, needed(scores))
+
+
+def ez_ratio(scores: Scores, reference: Scores) -> Float64:
+    """The ratio of `ez`, with a reference of the same tokens given apart."""
     missed = ~scores.hit
     change = np.where(missed, scores.logp.astype(np.float64) - reference.logp, 0.0)
     gain = scores.sums(np.maximum(change, 0.0))

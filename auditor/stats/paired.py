@@ -77,6 +77,7 @@ def paired_auc(
     variant_nonmembers: npt.ArrayLike,
     *,
     confidence: float,
+    inflation: float = 1.0,
 ) -> PairedTest:
     """Difference of two AUCs on the same records by DeLong's paired test.
 
@@ -96,6 +97,8 @@ def paired_auc(
         variant_members: Shape (m,), the same records in the same order under the variant.
         variant_nonmembers: Shape (n,).
         confidence: Level of the interval, two-sided.
+        inflation: Factor on the standard error; above 1 for a cross-fitted signal, see
+            `stats.crossfitted`.
 
     Raises:
         ValueError: A side is empty, holds a NaN, or differs in length between the two.
@@ -111,7 +114,7 @@ def paired_auc(
     of_members = after.members - before.members
     of_nonmembers = after.nonmembers - before.nonmembers
     difference = after.auc - before.auc
-    se = standard_error(of_members, of_nonmembers)
+    se = inflation * standard_error(of_members, of_nonmembers)
     # Members' placements are multiples of 1 / 2n, nonmembers' of 1 / 2m: less is rounding.
     if max(np.ptp(of_members) * len(of_nonmembers), np.ptp(of_nonmembers) * len(of_members)) < 0.25:
         return _without_variance(difference, sides, alpha=alpha)
@@ -128,6 +131,7 @@ def paired_tpr(
     confidence: float,
     draws: int,
     seed: Seed,
+    inflation: float = 1.0,
 ) -> PairedTest:
     """Difference of two TPRs at a fixed FPR on the same records, by paired stratified bootstrap.
 
@@ -153,6 +157,8 @@ def paired_tpr(
         confidence: Level of the interval, two-sided.
         draws: Bootstrap draws, at least 2.
         seed: Seed or generator of the draws.
+        inflation: Factor on the standard error; above 1 for a cross-fitted signal, see
+            `stats.crossfitted`.
 
     Returns:
         The test; absent below 10 / fpr nonmembers.
@@ -176,7 +182,7 @@ def paired_tpr(
     n_gained, n_lost = int((after & ~before).sum()), int((before & ~after).sum())
     drawn = paired_tpr_draws(*sides, fpr=fpr, draws=draws, seed=seed)
     spread = n_gained + n_lost + 2 - (n_gained - n_lost) ** 2 / (n_members + 2)
-    se = max(float(drawn.std(ddof=1)), math.sqrt(spread) / (n_members + 2))
+    se = inflation * max(float(drawn.std(ddof=1)), math.sqrt(spread) / (n_members + 2))
     return _normal_test((n_gained - n_lost) / n_members, se, sides, alpha=alpha, method=method)
 
 

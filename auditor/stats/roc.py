@@ -47,7 +47,11 @@ def auc(members: npt.ArrayLike, nonmembers: npt.ArrayLike) -> float:
 
 
 def auc_estimate(
-    members: npt.ArrayLike, nonmembers: npt.ArrayLike, *, confidence: float
+    members: npt.ArrayLike,
+    nonmembers: npt.ArrayLike,
+    *,
+    confidence: float,
+    inflation: float = 1.0,
 ) -> Estimate:
     """AUC with DeLong's interval on the logit scale, never tighter than an exact bound allows.
 
@@ -71,6 +75,8 @@ def auc_estimate(
         members: Signals of the members, shape (m,).
         nonmembers: Signals of the nonmembers, shape (n,).
         confidence: Level of the interval, two-sided.
+        inflation: Factor on the standard error; above 1 for a cross-fitted signal, see
+            `stats.crossfitted`.
 
     Raises:
         ValueError: A side is empty or holds a NaN.
@@ -86,7 +92,7 @@ def auc_estimate(
         standard_error=place.standard_error if place.varies else 0.0,
         unseen=unseen_share(**counts, alpha=alpha / 2),
         unseen_both=unseen_share(**counts, alpha=alpha),
-        z=float(-ndtri(alpha / 2)),
+        z=float(-ndtri(alpha / 2)) * inflation,
     )
     return Estimate(value=place.auc, low=low, high=high, method=method, absent=None, **counts)
 
@@ -139,6 +145,7 @@ def tpr_estimate(
     confidence: float,
     draws: int,
     seed: Seed,
+    inflation: float = 1.0,
 ) -> Estimate:
     """TPR at a fixed FPR with a percentile interval of the stratified bootstrap.
 
@@ -165,6 +172,8 @@ def tpr_estimate(
         confidence: Level of the interval, two-sided.
         draws: Bootstrap draws.
         seed: Seed or generator of the draws.
+        inflation: Factor on the interval's reach each way; above 1 for a cross-fitted signal, see
+            `stats.crossfitted`.
 
     Returns:
         The estimate; absent below 10 / fpr nonmembers.
@@ -179,13 +188,14 @@ def tpr_estimate(
     if absent := too_few_nonmembers(fpr, len(y)):
         return absent_estimate(absent, method=method, counts=counts)
     drawn = tpr_draws(x, y, fpr=fpr, draws=draws, seed=seed)
-    low, high = np.quantile(drawn, [alpha / 2, 1 - alpha / 2])
     n_flagged = int((x > threshold_at_fpr(y, fpr)).sum())
+    value = n_flagged / len(x)
+    low, high = value + inflation * (np.quantile(drawn, [alpha / 2, 1 - alpha / 2]) - value)
     exact = binomtest(n_flagged, len(x)).proportion_ci(confidence, method="exact")
     return Estimate(
-        value=n_flagged / len(x),
-        low=min(float(low), float(exact.low)),
-        high=max(float(high), float(exact.high)),
+        value=value,
+        low=max(0.0, min(float(low), float(exact.low))),
+        high=min(1.0, max(float(high), float(exact.high))),
         method=f"{method}, no narrower than Clopper-Pearson",
         absent=None,
         **counts,
@@ -222,7 +232,12 @@ def tpr_draws(
 
 
 def balanced_accuracy_estimate(
-    members: npt.ArrayLike, nonmembers: npt.ArrayLike, *, confidence: float, seed: Seed
+    members: npt.ArrayLike,
+    nonmembers: npt.ArrayLike,
+    *,
+    confidence: float,
+    seed: Seed,
+    inflation: float = 1.0,
 ) -> Estimate:
     """Mean of TPR and TNR at a threshold chosen on the other half of the records.
 
@@ -243,6 +258,8 @@ def balanced_accuracy_estimate(
         nonmembers: Signals of the nonmembers, shape (n,).
         confidence: Level of the interval, two-sided.
         seed: Seed or generator of the halving.
+        inflation: Factor on the interval's reach each way; above 1 for a cross-fitted signal, see
+            `stats.crossfitted`.
 
     Raises:
         ValueError: A side is empty or holds a NaN.
@@ -268,10 +285,12 @@ def balanced_accuracy_estimate(
     tpr, tnr = n_flagged / len(x), n_passed / len(y)
     of_tpr = binomtest(n_flagged, len(x)).proportion_ci(confidence, method="wilson")
     of_tnr = binomtest(n_passed, len(y)).proportion_ci(confidence, method="wilson")
+    below = inflation * math.hypot(tpr - of_tpr.low, tnr - of_tnr.low) / 2
+    above = inflation * math.hypot(of_tpr.high - tpr, of_tnr.high - tnr) / 2
     return Estimate(
         value=value,
-        low=max(0.0, value - math.hypot(tpr - of_tpr.low, tnr - of_tnr.low) / 2),
-        high=min(1.0, value + math.hypot(of_tpr.high - tpr, of_tnr.high - tnr) / 2),
+        low=max(0.0, value - below),
+        high=min(1.0, value + above),
         method=method,
         absent=None,
         **counts,

@@ -1,0 +1,1 @@
+"""What versions give away alone (NR), beside the original (SR) and together (MR)."""

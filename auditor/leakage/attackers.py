@@ -1,0 +1,135 @@
+"""Learned attackers: who holds which versions, each cross-fitted on the same folds.
+
+One version: a learner on its features (`single`). Two: a learner on the features of both and of
+their difference (`paired`). More: every version and every pair among them is such a learner, and
+a logistic regression weighs their log-odds (`combined`). So every set of versions is judged from
+the same parts, each fitted once, which is what makes all 2^v releases affordable.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from auditor.leakage.blocks import Blocks
+from auditor.leakage.crossfit import Fitted, Learned, best_inside, cross_fit, learned, stacked
+from auditor.leakage.folds import Folds
+from auditor.leakage.learners import Float32
+
+# Below this many numbers to learn from, starting processes costs more than it saves.
+WORTH_PROCESSES = 20_000_000
+
+
+class Holding(NamedTuple):
+    """What an attacker holds.
+
+    Attributes:
+        versions: In the order of the audit.
+        with_reference: Whether the reference model too.
+    """
+
+    versions: tuple[str, ...]
+    with_reference: bool = False
+
+
+class Attackers:
+    """All attackers of an audit, fitted when they are first asked for.
+
+    Args:
+        blocks: Features.
+        is_member: Shape (n,).
+        folds: The folds that all share.
+        order: Every version in the order of the audit, the original first.
+        trees: Whether gradient-boosted trees are among the candidates of attackers on one version
+            and of those on the original and a variant.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        is_member: npt.NDArray[np.bool_],
+        folds: Folds,
+        *,
+        order: Sequence[str],
+        trees: bool = True,
+    ) -> None:
+        self.blocks = blocks
+        self.is_member = is_member
+        self.folds = folds
+        self.order = tuple(order)
+        self._trees = trees
+        self._bases: dict[Holding, Fitted] = {}
+        self._signals: dict[Holding, Learned] = {}
+
+    def holding(self, versions: Iterable[str], *, with_reference: bool = False) -> Holding:
+        """What holds these versions, in the audit's order."""
+        held = set(versions)
+        return Holding(tuple(name for name in self.order if name in held), with_reference)
+
+    def prepare(self, holdings: Iterable[Holding]) -> None:
+        """Fit what these attackers need, in as many processes as there are cores."""
+        needed = dict.fromkeys(base for holding in holdings for base in bases_of(holding))
+        todo = [base for base in needed if base not in self._bases]
+        size = sum(self._matrix(base).size for base in todo[:1]) * len(todo)
+        for base, found in zip(todo, self._fit_all(todo, size=size), strict=True):
+            self._bases[base] = found
+
+    def learned(self, holding: Holding) -> Learned:
+        """The signal of an attacker."""
+        if holding not in self._signals:
+            self.prepare([holding])
+            parts = [self._bases[base] for base in bases_of(holding)]
+            self._signals[holding] = (
+                learned(parts[0], self.folds)
+                if len(parts) == 1
+                else stacked(parts, self.is_member, self.folds)
+            )
+        return self._signals[holding]
+
+    def best_inside(self, holdings: Sequence[Holding]) -> Learned:
+        """The best of several attackers on one or two versions, chosen inside the folds."""
+        self.prepare(holdings)
+        parts = [self._bases[holding] for holding in holdings]
+        return best_inside(parts, self.is_member, self.folds)
+
+    def _matrix(self, base: Holding) -> Float32:
+        return self.blocks.matrix(base.versions, with_reference=base.with_reference)
+
+    def _may_use_trees(self, base: Holding) -> bool:
+        return self._trees and (len(base.versions) == 1 or base.versions[0] == self.order[0])
+
+    def _fit_all(self, todo: Sequence[Holding], *, size: int) -> Iterator[Fitted]:
+        from joblib import Parallel, cpu_count, delayed
+        from threadpoolctl import threadpool_limits
+
+        n_jobs = min(cpu_count(), len(todo))
+        if size < WORTH_PROCESSES or n_jobs < 2:
+            # The matrices are small: more threads only wait for each other.
+            with threadpool_limits(1):
+                yield from [self._fit(base) for base in todo]
+            return
+        jobs = (
+            delayed(cross_fit)(
+                self._matrix(base), self.is_member, self.folds, trees=self._may_use_trees(base)
+            )
+            for base in todo
+        )
+        yield from Parallel(n_jobs=n_jobs, inner_max_num_threads=1)(jobs)
+
+    def _fit(self, base: Holding) -> Fitted:
+        return cross_fit(
+            self._matrix(base), self.is_member, self.folds, trees=self._may_use_trees(base)
+        )
+
+
+def bases_of(holding: Holding) -> list[Holding]:
+    """The parts that an attacker is made of: itself, or every version and every pair."""
+    if len(holding.versions) <= 2:
+        return [holding]
+    sets = [(name,) for name in holding.versions]
+    return [
+        Holding(held, holding.with_reference)
+        for held in (*sets, *combinations(holding.versions, 2))
+    ]

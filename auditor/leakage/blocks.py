@@ -1,0 +1,169 @@
+"""The features of all records, block by block: a version, a pair of versions, the lengths.
+
+Shards of all versions speak of the same records, so that they are read side by side and no more
+than one shard of each is held. What is kept is float32: 27 numbers a version and 31 a pair.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from auditor.attacks.paired import ez_gap, gap
+from auditor.leakage.features import (
+    N_LENGTHS,
+    distant_features,
+    length_features,
+    pair_features,
+    version_features,
+)
+from auditor.scoring.scores import Float64, Scores
+from auditor.store import VariantStore
+
+Float32 = npt.NDArray[np.float32]
+Pair = tuple[str, str]
+
+
+class Blocks(NamedTuple):
+    """Features of n records.
+
+    Attributes:
+        lengths: float32, shape (n, 4).
+        versions: By version, float32, shape (n, 27).
+        references: What the reference adds to a version, shape (n, 31), or (n, 2) where it has
+            another tokenizer; empty without a reference.
+        pairs: By pair, float32, shape (n, 31).
+        gaps: The training-free SR attacks: by attack, by variant, float64, shape (n,).
+    """
+
+    lengths: Float32
+    versions: dict[str, Float32]
+    references: dict[str, Float32]
+    pairs: dict[Pair, Float32]
+    gaps: dict[str, dict[str, Float64]]
+
+    def matrix(self, held: Sequence[str], *, with_reference: bool) -> Float32:
+        """Everything about one version, or about two and their difference.
+
+        Args:
+            held: One version or two, in the order in which they stand in the audit.
+            with_reference: Whether what the reference adds is among the features.
+
+        Returns:
+            float32, shape (n, p).
+        """
+        parts = [self.versions[name] for name in held]
+        if len(held) == 2:
+            parts.append(self.pairs[held[0], held[1]])
+        if with_reference:
+            parts += [self.references[name] for name in held]
+        return np.concatenate([*parts, self.lengths], axis=1)
+
+
+def read_blocks(
+    stores: Mapping[str, VariantStore],
+    pairs: Sequence[Pair],
+    *,
+    n_records: int,
+    reference: VariantStore | None = None,
+    same_tokens: bool = True,
+) -> Blocks:
+    """Make the features of all records from stored scores.
+
+    Args:
+        stores: By version, the original first; all with finite scores.
+        pairs: Pairs of versions whose difference is wanted.
+        n_records: n.
+        reference: Scores of the reference model, or None.
+        same_tokens: Whether it has the model's tokenizer.
+
+    Raises:
+        StoreError: A shard is missing or damaged.
+    """
+    original = next(iter(stores))
+    blocks: Blocks | None = None
+    for rows, by_version, beside in _side_by_side(stores, reference):
+        part = _of_shard(
+            by_version, pairs, original=original, beside=beside, same_tokens=same_tokens
+        )
+        if blocks is None:
+            blocks = _empty_like(part, n_records)
+        _put(blocks, rows, part)
+    if blocks is None:
+        raise ValueError("there must be records")
+    return blocks
+
+
+def _side_by_side(
+    stores: Mapping[str, VariantStore], reference: VariantStore | None
+) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Scores], Scores | None]]:
+    """The shards of all versions, and of the reference, with the records that they hold."""
+    others = [reference] if reference is not None else []
+    for shards in zip(*(store.read() for store in (*stores.values(), *others)), strict=True):
+        own = dict(zip(stores, (shard.scores for shard in shards), strict=False))
+        yield shards[0].records, own, shards[-1].scores if others else None
+
+
+def _of_shard(
+    scores: Mapping[str, Scores],
+    pairs: Sequence[Pair],
+    *,
+    original: str,
+    beside: Scores | None,
+    same_tokens: bool,
+) -> Blocks:
+    def single(block: npt.NDArray[np.floating]) -> Float32:
+        return block.astype(np.float32)
+
+    references = {}
+    if beside is not None:
+        for name, own in scores.items():
+            references[name] = single(
+                pair_features(beside, own)
+                if same_tokens
+                else distant_features(replace(own, reference=beside, same_tokens=False))
+            )
+    first = scores[original]
+    variants = {
+        name: replace(first, reference=other) for name, other in scores.items() if name != original
+    }
+    return Blocks(
+        lengths=single(length_features(first)),
+        versions={name: single(version_features(own)) for name, own in scores.items()},
+        references=references,
+        pairs={pair: single(pair_features(scores[pair[0]], scores[pair[1]])) for pair in pairs},
+        gaps={
+            "gap": {name: gap(beside) for name, beside in variants.items()},
+            "ez-gap": {name: ez_gap(beside) for name, beside in variants.items()},
+        },
+    )
+
+
+def _empty_like(part: Blocks, n: int) -> Blocks:
+    def room(block: Float32) -> Float32:
+        return np.full((n, block.shape[1]), np.nan, dtype=np.float32)
+
+    return Blocks(
+        lengths=np.full((n, N_LENGTHS), np.nan, dtype=np.float32),
+        versions={name: room(block) for name, block in part.versions.items()},
+        references={name: room(block) for name, block in part.references.items()},
+        pairs={name: room(block) for name, block in part.pairs.items()},
+        gaps={
+            attack: {name: np.full(n, np.nan) for name in found}
+            for attack, found in part.gaps.items()
+        },
+    )
+
+
+def _put(blocks: Blocks, rows: npt.NDArray[np.int64], part: Blocks) -> None:
+    blocks.lengths[rows] = part.lengths
+    for kept, found in (
+        (blocks.versions, part.versions),
+        (blocks.references, part.references),
+        (blocks.pairs, part.pairs),
+        *((blocks.gaps[attack], part.gaps[attack]) for attack in blocks.gaps),
+    ):
+        for key, values in found.items():  # type: ignore[attr-defined]
+            kept[key][rows] = values  # type: ignore[index]

@@ -1,0 +1,174 @@
+"""Cross-fitting: every record's log-odds by learners that never saw it.
+
+For each outer fold the learner and its strength are chosen on inner folds of the rest, the scaler
+and everything else is learned inside as well, and the held-out records are judged once.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from auditor.leakage.folds import N_INNER, Folds, Part
+from auditor.leakage.learners import (
+    Bools,
+    Float32,
+    Float64,
+    Learner,
+    candidates,
+    fit_logistic,
+    fit_scaler,
+    log_loss,
+)
+
+# The second level has a few dozen inputs that say nearly the same: one strength serves.
+STACK_STRENGTH = 0.1
+
+
+class Fitted(NamedTuple):
+    """What cross-fitting makes of one matrix of features.
+
+    Attributes:
+        test: By repeat, shape (R, n): log-odds of the held-out records.
+        inner: `inner[r][k]`, the log-odds of the records `choosing` by learners of the inner folds.
+        chosen: How many outer folds chose each learner.
+    """
+
+    test: Float64
+    inner: list[list[Float64]]
+    chosen: dict[str, int]
+
+
+class Learned(NamedTuple):
+    """A cross-fitted signal.
+
+    Attributes:
+        repeats: Shape (R, n): in each repeat the log-odds, centred within each outer fold.
+        chosen: How many outer folds chose each learner.
+    """
+
+    repeats: Float64
+    chosen: dict[str, int]
+
+    @property
+    def signal(self) -> Float64:
+        """Mean over the repeats, shape (n,)."""
+        return np.asarray(self.repeats.mean(axis=0), dtype=np.float64)
+
+
+def cross_fit(features: Float32, is_member: Bools, folds: Folds, *, trees: bool) -> Fitted:
+    """Cross-fit one matrix of features.
+
+    Args:
+        features: Shape (n, p).
+        is_member: Shape (n,).
+        folds: Outer and inner folds.
+        trees: Whether gradient-boosted trees are among the candidates.
+    """
+    test = np.empty((len(folds.repeats), len(is_member)))
+    inner: list[list[Float64]] = []
+    chosen: dict[str, int] = {}
+    for r, parts in enumerate(folds.repeats):
+        inner.append([])
+        for part in parts:
+            learner, found = choose(features, is_member, part, trees=trees)
+            inner[r].append(found)
+            chosen[learner.name] = chosen.get(learner.name, 0) + 1
+            scaler = fit_scaler(features[part.train])
+            predict = learner.fit(scaler.apply(features[part.train]), is_member[part.train])
+            test[r, part.test] = predict(scaler.apply(features[part.test]))
+    return Fitted(test, inner, chosen)
+
+
+def choose(
+    features: Float32, is_member: Bools, part: Part, *, trees: bool
+) -> tuple[Learner, Float64]:
+    """The candidate with the least inner loss, and its inner log-odds.
+
+    Args:
+        features: Shape (n, p).
+        is_member: Shape (n,).
+        part: The outer fold; its held-out records are not looked at.
+        trees: As for `cross_fit`.
+    """
+    side, rows = is_member[part.choosing], features[part.choosing]
+    learners = candidates(len(side), trees=trees)
+    found = np.empty((len(learners), len(side)))
+    for fold in range(N_INNER):
+        held = part.inner == fold
+        scaler = fit_scaler(rows[~held])
+        train, test = scaler.apply(rows[~held]), scaler.apply(rows[held])
+        for number, learner in enumerate(learners):
+            found[number, held] = learner.fit(train, side[~held])(test)
+    best = int(np.argmin([log_loss(log_odds, side) for log_odds in found]))
+    return learners[best], found[best]
+
+
+def centred(test: Float64, folds: Folds) -> Float64:
+    """Log-odds less their mean within each outer fold, shape (R, n).
+
+    A training fold that lacks a few records of one side leans to the other, and that lean, pooled
+    over the folds, would push the AUC of pure noise below 0.5.
+    """
+    found = test.copy()
+    for r, parts in enumerate(folds.repeats):
+        for part in parts:
+            found[r, part.test] -= found[r, part.test].mean()
+    return found
+
+
+def learned(fitted: Fitted, folds: Folds) -> Learned:
+    """The signal of one matrix of features."""
+    return Learned(centred(fitted.test, folds), fitted.chosen)
+
+
+def stacked(bases: list[Fitted], is_member: Bools, folds: Folds) -> Learned:
+    """One signal of several cross-fitted matrices: a logistic regression on their log-odds.
+
+    It is trained on the inner log-odds, which come from learners that had not seen the record, and
+    judges the held-out records on those of the outer learners.
+
+    Args:
+        bases: At least one, cross-fitted on the same folds.
+        is_member: Shape (n,).
+        folds: The folds.
+    """
+    test = np.empty_like(bases[0].test)
+    for r, parts in enumerate(folds.repeats):
+        for k, part in enumerate(parts):
+            inner = np.stack([base.inner[r][k] for base in bases], axis=1)
+            outer = np.stack([base.test[r, part.test] for base in bases], axis=1)
+            scaler = fit_scaler(inner)
+            if len(scaler.kept) == 1:
+                test[r, part.test] = outer[:, scaler.kept[0]]
+                continue
+            side = is_member[part.choosing]
+            predict = fit_logistic(scaler.apply(inner), side, STACK_STRENGTH)
+            test[r, part.test] = predict(scaler.apply(outer))
+    return Learned(centred(test, folds), {"logistic on log-odds": sum(map(len, folds.repeats))})
+
+
+def best_inside(bases: list[Fitted], is_member: Bools, folds: Folds) -> Learned:
+    """The best of several, chosen in each outer fold by the inner log-odds' loss.
+
+    So that its selection is paid for: no held-out record has a say in who judges it.
+
+    Args:
+        bases: At least one, cross-fitted on the same folds.
+        is_member: Shape (n,).
+        folds: The folds.
+    """
+    test = np.empty_like(bases[0].test)
+    chosen: dict[str, int] = {}
+    for r, parts in enumerate(folds.repeats):
+        for k, part in enumerate(parts):
+            side = is_member[part.choosing]
+            best = int(np.argmin([log_loss(base.inner[r][k], side) for base in bases]))
+            test[r, part.test] = bases[best].test[r, part.test]
+            chosen[str(best)] = chosen.get(str(best), 0) + 1
+    return Learned(centred(test, folds), chosen)
+
+
+def empty_columns(features: npt.NDArray[np.floating]) -> int:
+    """Columns that hold a value that is not finite."""
+    return int((~np.isfinite(features).all(axis=0)).sum())

@@ -1,0 +1,148 @@
+"""Folds: the same for every attack, so that differences are paired.
+
+Every record is held out once in each repeat. What chooses a learner and its strength happens on
+inner folds of the records that are not held out. Near-duplicates share a fold, outer and inner:
+else a record could be judged by a model that was trained on its twin.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from auditor.errors import ConfigError
+
+N_INNER = 3
+# A learner of some hundred weights learns no more from the next record; what choosing costs is
+# bounded sooner, because it is done for every candidate and inner fold.
+MOST_TRAINED = 50_000
+MOST_CHOOSING = 10_000
+
+Rows = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+class Part(NamedTuple):
+    """One outer fold of one repeat.
+
+    Attributes:
+        test: Positions of the records that are held out.
+        train: Positions of those that the learner is trained on; at most `MOST_TRAINED`.
+        choosing: Positions of those among them that learner and strength are chosen on.
+        inner: Shape of `choosing`: the inner fold of each.
+    """
+
+    test: Rows
+    train: Rows
+    choosing: Rows
+    inner: Rows
+
+
+class Folds(NamedTuple):
+    """Outer folds of every repeat.
+
+    Attributes:
+        repeats: `repeats[r][k]` is outer fold k of repeat r.
+        overlap: Share of its training records that two learners of different repeats have in
+            common, when neither was trained on a given record.
+    """
+
+    repeats: list[list[Part]]
+    overlap: float
+
+
+def draw_folds(is_member: Bools, groups: Rows, *, n_folds: int, n_repeats: int, seed: int) -> Folds:
+    """Draw repeated, stratified folds; records of one group share a fold.
+
+    Args:
+        is_member: Shape (n,).
+        groups: Shape (n,): the group of near-duplicates that each record belongs to.
+        n_folds: Outer folds.
+        n_repeats: Repeats.
+        seed: Of the draws.
+
+    Raises:
+        ConfigError: A fold would lack one of the sides.
+    """
+    least = n_folds * N_INNER
+    counts = int(is_member.sum()), int((~is_member).sum())
+    if min(counts) < least:
+        raise ConfigError(
+            f"{n_folds} folds need at least {least} members and {least} nonmembers",
+            seen=f"{counts[0]} members and {counts[1]} nonmembers",
+            fix="give more records, or a smaller --folds",
+        )
+    rng = np.random.default_rng(seed)
+    repeats, n_trained = [], 0
+    for _ in range(n_repeats):
+        number = stratified(is_member, groups, n_folds, rng)
+        parts = []
+        for k in range(n_folds):
+            train = _at_most(np.flatnonzero(number != k), MOST_TRAINED, rng)
+            choosing = _at_most(train, MOST_CHOOSING, rng)
+            inner = stratified(is_member[choosing], groups[choosing], N_INNER, rng)
+            parts.append(Part(np.flatnonzero(number == k), train, choosing, inner))
+            n_trained += len(train)
+        repeats.append(parts)
+    return Folds(repeats, n_trained / (n_repeats * n_folds * len(is_member)))
+
+
+def stratified(is_member: Bools, groups: Rows, n_folds: int, rng: np.random.Generator) -> Rows:
+    """The fold of each record: as many of each side in every fold as the groups allow.
+
+    Groups of several records go first, the largest before, each to the fold that then has the
+    fewest records of the sides that it holds; single records fill up what is missing.
+
+    Args:
+        is_member: Shape (n,).
+        groups: Shape (n,).
+        n_folds: Folds.
+        rng: Draws.
+
+    Returns:
+        int64, shape (n,).
+    """
+    number = np.full(len(groups), -1, dtype=np.int64)
+    filled = np.zeros((n_folds, 2), dtype=np.int64)
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    several = np.flatnonzero(sizes > 1)
+    order = rng.permutation(several)
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    by_group = np.argsort(group, kind="stable")
+    ends = np.cumsum(sizes)
+    for one in order:
+        rows = by_group[ends[one] - sizes[one] : ends[one]]
+        held = np.array([(~is_member[rows]).sum(), is_member[rows].sum()])
+        fold = int(np.argmin(((filled + held) ** 2).sum(axis=1)))
+        number[rows] = fold
+        filled[fold] += held
+    for side in (0, 1):
+        rows = rng.permutation(np.flatnonzero((number < 0) & (is_member == bool(side))))
+        number[rows] = _levelled(filled[:, side], len(rows), rng)
+    return number
+
+
+def _levelled(filled: Rows, n: int, rng: np.random.Generator) -> Rows:
+    """Folds for n more records, so that all folds end as equal as they can."""
+    level = filled.copy()
+    folds = rng.permutation(len(filled))
+    given = np.empty(n, dtype=np.int64)
+    total = int(filled.sum()) + n
+    # Far below the mean nothing has to be weighed: fill every fold up to it, then take turns.
+    at = 0
+    for fold in folds:
+        missing = min(max(0, total // len(filled) - int(level[fold])), n - at)
+        given[at : at + missing] = fold
+        level[fold] += missing
+        at += missing
+    for place in range(at, n):
+        fold = folds[int(np.argmin(level[folds]))]
+        given[place] = fold
+        level[fold] += 1
+    return given
+
+
+def _at_most(rows: Rows, most: int, rng: np.random.Generator) -> Rows:
+    if len(rows) <= most:
+        return rows
+    return np.sort(rng.choice(rows, most, replace=False))

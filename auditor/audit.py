@@ -42,6 +42,7 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
     from auditor.environment import environment, versions
     from auditor.records import read_records
     from auditor.report.progress import Silent
+    from auditor.run import read_result
     from auditor.scoring.variants import score_variant
     from auditor.subject import about, open_subjects, passes
 
@@ -104,7 +105,7 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
             )
             judge.write_result(output / "audit.json", result)
         ranks.wait()
-    return result if ranks.is_main else judge.read_result(output / "audit.json")
+    return result if ranks.is_main else read_result(output / "audit.json")
 
 
 def calibrations_of(

@@ -13,7 +13,7 @@ from auditor.calibration import MEMBERS_SOURCE
 from auditor.compress import VariantSpec
 from auditor.compress.receipt import UNTOUCHED
 from auditor.config import AuditConfig
-from auditor.errors import ConfigError, ModelError, StoreError
+from auditor.errors import ConfigError, ModelError
 from auditor.files import write_text, written_whole
 from auditor.results import (
     Artifact,
@@ -52,6 +52,7 @@ class Findings(NamedTuple):
         left_out: Those that were not, with the reason.
         primary: The attack named before the run.
         identities: Of the audited model and of the reference, with parameter counts.
+        stored: Folder of every version's token statistics, in `tokens/`.
     """
 
     signals: dict[str, Signals]
@@ -61,6 +62,7 @@ class Findings(NamedTuple):
     left_out: dict[str, str]
     primary: str
     identities: dict[str, ModelIdentity]
+    stored: dict[str, str]
 
 
 def choose_attacks(
@@ -141,7 +143,8 @@ def judge(
     identities = {
         name: manifests[name].identity for name in (ORIGINAL, REFERENCE) if name in manifests
     }
-    return Findings(signals, variants, comparisons, attacks, left_out, primary, identities)
+    stored = {name: step.store.folder.name for name, step in plan.items()}
+    return Findings(signals, variants, comparisons, attacks, left_out, primary, identities, stored)
 
 
 def _variant(
@@ -201,6 +204,7 @@ def write_scores(path: Path, config: AuditConfig, records: "Records", findings: 
         ("variant", pa.string()),
         ("is_member", pa.bool_()),
         ("n_tokens", pa.int64()),
+        ("group", pa.int64()),
         *((attack, pa.float64()) for attack in findings.attacks),
     ]
     if config.include_text:
@@ -212,6 +216,7 @@ def write_scores(path: Path, config: AuditConfig, records: "Records", findings: 
                 "variant": [name] * n,
                 "is_member": records.is_member,
                 "n_tokens": records.n_tokens.astype(np.int64),
+                "group": getattr(records, "groups", np.arange(n)),
                 **found.by_attack,
             }
             if config.include_text:
@@ -249,6 +254,7 @@ def assemble(
         confidence=config.confidence,
         variants=findings.variants,
         comparisons=findings.comparisons,
+        stored=findings.stored,
         timings=timings,
     )
 
@@ -331,19 +337,3 @@ def _variant_warnings(variant: VariantResult) -> list[Warned]:
 def write_result(path: Path, result: AuditResult) -> None:
     """Write `audit.json`; errors as in `written_whole`."""
     write_text(path, result.model_dump_json(indent=2) + "\n")
-
-
-def read_result(path: Path) -> AuditResult:
-    """Read `audit.json`.
-
-    Raises:
-        StoreError: It is not there, or not of this schema.
-    """
-    try:
-        return AuditResult.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{path} must be the result of an audit by this version",
-            seen=str(error).splitlines()[0],
-            fix="run the audit again: stored scores are kept",
-        ) from error

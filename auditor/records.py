@@ -112,6 +112,17 @@ class Records:
                 yield str(self.ids[row]), bool(self.is_member[row]), text
 
 
+def records_sha256(ids: npt.NDArray[np.str_], is_member: npt.NDArray[np.bool_]) -> str:
+    """SHA-256 over ids and sides in order, hex; what tells the records of two audits apart.
+
+    Args:
+        ids: Shape (n,).
+        is_member: Shape (n,).
+    """
+    content = "".join(f"{i}{int(m)}" for i, m in zip(ids, is_member, strict=True))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def read_records(config: AuditConfig, encoder: Encoder) -> Records:
     """Read, identify, check and count the records.
 
@@ -219,11 +230,10 @@ def _checked(
                 fix="give more, or lower --min-records: figures on few records say little",
             )
     auc, p_value = _length_auc(lengths[kept & member], lengths[kept & ~member])
-    content = "".join(f"{i}{int(m)}" for i, m in zip(ids[kept], member[kept], strict=True))
     summary = RecordsSummary(
         members=sides["members"],
         nonmembers=sides["nonmembers"],
-        sha256=hashlib.sha256(content.encode()).hexdigest(),
+        sha256=records_sha256(ids[kept], member[kept]),
         length_auc=auc,
     )
     return Records(

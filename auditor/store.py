@@ -125,6 +125,49 @@ class VariantStore:
         safe = re.sub(r"[^A-Za-z0-9.=,_-]+", "_", name)[:80]
         self.folder = root / f"{safe}-{self._digest[:12]}"
 
+    @classmethod
+    def opened(
+        cls,
+        folder: Path,
+        name: str,
+        *,
+        shards: list[npt.NDArray[np.int64]],
+        record_ids: npt.NDArray[np.str_],
+    ) -> "VariantStore":
+        """A finished version from its folder alone; its shards are checked when they are read.
+
+        Args:
+            folder: The version's own folder.
+            name: The version, as it is called in tables.
+            shards: The records of each shard.
+            record_ids: Ids of all records of the audit.
+
+        Raises:
+            StoreError: Its manifest is missing or damaged, or that of something else.
+        """
+        again = "run the audit again: what is stored whole is kept"
+        path = folder / "manifest.json"
+        must = f"the stored scores of {name} must be whole"
+        try:
+            found = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            seen = f"{path} is {'damaged' if path.is_file() else 'missing'}"
+            raise StoreError(must, seen=seen, fix=again) from error
+        store = cls(
+            folder.parent,
+            name,
+            fingerprint=found.fingerprint,
+            shards=shards,
+            record_ids=record_ids,
+        )
+        if store.folder.name != folder.name:
+            seen = f"{path} is the manifest of {store.folder.name}"
+            raise StoreError(must, seen=seen, fix=again)
+        if found.n_shards != len(shards):
+            seen = f"{path} speaks of {found.n_shards} shards, the records make {len(shards)}"
+            raise StoreError(must, seen=seen, fix=again)
+        return store
+
     def manifest(self) -> Manifest | None:
         """The manifest, or None where the version is not finished or its shards are damaged."""
         path = self.folder / "manifest.json"
@@ -206,7 +249,7 @@ class VariantStore:
                 raise StoreError(
                     f"{self.folder / _stem(number)} must be whole",
                     seen="a missing or damaged file",
-                    fix="run the same command again: only this shard is computed anew",
+                    fix="run the audit again: only this shard is computed anew",
                 )
             yield Shard(self.shards[number], _scores(table))
 

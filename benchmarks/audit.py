@@ -8,8 +8,8 @@ The share outside the forward passes, the loading and the compressing should sta
 import sys
 from pathlib import Path
 
-from auditor.judge import read_result
 from auditor.results import AuditResult
+from auditor.run import read_result
 from benchmarks.machine import machine
 
 

@@ -50,7 +50,12 @@ def test_what_lies_in_the_output_folder(done: AuditResult, subject: dict[str, An
     assert AuditResult.model_validate_json((output / "audit.json").read_text()) == done
     table = pq.read_table(output / "scores.parquet").to_pandas()
     attacks = ["loss", "zlib", "min-k", "min-k-plus-plus", "ref", "ez"]
-    assert list(table.columns) == ["record_id", "variant", "is_member", "n_tokens", *attacks]
+    keys = ["record_id", "variant", "is_member", "n_tokens", "group"]
+    assert list(table.columns) == [*keys, *attacks]
+    assert list(done.stored) == ["original", "reference", "bnb-nf4", "prune-magnitude:sparsity=0.5"]
+    assert all(
+        (output / "tokens" / name / "manifest.json").is_file() for name in done.stored.values()
+    )
     variants = ["original", "bnb-nf4", "prune-magnitude:sparsity=0.5"]
     assert table["variant"].tolist() == [name for name in variants for _ in range(2 * N)]
     assert table["is_member"].tolist() == ([True] * N + [False] * N) * 3

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from auditor.cli import main
 from auditor.demo.letters import letters
 from auditor.demo.target import Size, make_target
-from auditor.judge import read_result
+from auditor.run import read_result
 
 TINY = Size(
     n_base=40, n_members=60, n_nonmembers=60, vocabulary=300, width=32, layers=1, epochs=1,

@@ -2,6 +2,7 @@
 
 `ATTACKS` is the only registry. A new attack is one function `(Scores) -> float64 array of shape
 (n,)` and one line here; the command line, the results and the test matrix find it by themselves.
+(An attack on the original beside a variant is given the variant's scores as `Scores.reference`.)
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from auditor.scoring.scores import Float64, Scores
+    from auditor.scoring.scores import Float64
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Attack:
         needs_reference: Whether `Scores.reference` must be there.
         needs_same_tokens: Whether that reference must have scored the very same tokens.
         setting: What the attacker holds (NR, SR, MR).
+        learned: Whether it is trained on records whose side is known; it is then a function of
+            `leakage.attackers.Attackers` and of what the attacker holds.
     """
 
     function: str
@@ -30,11 +33,12 @@ class Attack:
     needs_reference: bool = False
     needs_same_tokens: bool = False
     setting: Literal["NR", "SR", "MR"] = "NR"
+    learned: bool = False
 
-    def load(self) -> "Callable[[Scores], Float64]":
+    def load(self) -> "Callable[..., Float64]":
         """The function itself."""
         module, _, name = self.function.partition(":")
-        function: Callable[[Scores], Float64] = getattr(import_module(module), name)
+        function: Callable[..., Float64] = getattr(import_module(module), name)
         return function
 
 
@@ -43,8 +47,18 @@ ATTACKS: dict[str, Attack] = {
     "zlib": Attack("auditor.attacks.single:zlib", "Carlini 2021"),
     "min-k": Attack("auditor.attacks.single:min_k", "Shi 2024"),
     "min-k-plus-plus": Attack("auditor.attacks.single:min_k_plus_plus", "Zhang 2024"),
+    "single": Attack("auditor.leakage.attackers:single", "this project", learned=True),
     "ref": Attack("auditor.attacks.single:ref", "Carlini 2021", needs_reference=True),
     "ez": Attack(
         "auditor.attacks.single:ez", "EZ-MIA 2026", needs_reference=True, needs_same_tokens=True
+    ),
+    "gap": Attack("auditor.attacks.paired:gap", "CompLeak 2025, LM form", setting="SR"),
+    "ez-gap": Attack("auditor.attacks.paired:ez_gap", "EZ-MIA 2026, LM form", setting="SR"),
+    "paired": Attack(
+        "auditor.leakage.attackers:paired", "CompLeak 2025, LM form", setting="SR", learned=True
+    ),
+    "mean-rank": Attack("auditor.attacks.combined:mean_rank", "this project", setting="MR"),
+    "combined": Attack(
+        "auditor.leakage.attackers:combined", "CompLeak 2025, LM form", setting="MR", learned=True
     ),
 }

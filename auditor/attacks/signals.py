@@ -33,11 +33,13 @@ def applicable(
     """The attacks that can be run, and why the others cannot.
 
     Args:
-        wanted: Attack ids, or none for all of the NR attacks.
+        wanted: Attack ids, of which those on one version without training count; or none for all.
         has_reference: Whether a reference model was given.
         same_tokens: Whether it has the model's own tokenizer.
     """
-    names = list(wanted) or [name for name, attack in ATTACKS.items() if attack.setting == "NR"]
+    alone = [name for name, found in ATTACKS.items() if found.setting == "NR" and not found.learned]
+    # A wish for learned attacks alone leaves nothing that is named before the run: take all then.
+    names = [name for name in wanted if name in alone] or alone
     left_out: dict[str, str] = {}
     for name in names:
         attack = ATTACKS[name]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from auditor.leakage.blocks import Blocks
 from auditor.leakage.crossfit import Fitted, Learned, best_inside, cross_fit, learned, stacked
 from auditor.leakage.folds import Folds
-from auditor.leakage.learners import Float32
+from auditor.leakage.learners import Float32, Float64
 
 # Below this many numbers to learn from, starting processes costs more than it saves.
 WORTH_PROCESSES = 20_000_000
@@ -133,3 +133,21 @@ def bases_of(holding: Holding) -> list[Holding]:
         Holding(held, holding.with_reference)
         for held in (*sets, *combinations(holding.versions, 2))
     ]
+
+
+def single(attackers: Attackers, version: str, *, with_reference: bool = False) -> Float64:
+    """Learned on all features of one version, cross-fitted or from a shadow."""
+    return attackers.learned(attackers.holding([version], with_reference=with_reference)).signal
+
+
+def paired(attackers: Attackers, variant: str, *, with_reference: bool = False) -> Float64:
+    """Learned on all features of the original, of a variant, and of what moves between them."""
+    held = [attackers.order[0], variant]
+    return attackers.learned(attackers.holding(held, with_reference=with_reference)).signal
+
+
+def combined(
+    attackers: Attackers, versions: Sequence[str], *, with_reference: bool = False
+) -> Float64:
+    """Learned on all features of many versions and of what moves between every two."""
+    return attackers.learned(attackers.holding(versions, with_reference=with_reference)).signal

@@ -45,10 +45,13 @@ class Learned(NamedTuple):
     Attributes:
         repeats: Shape (R, n): in each repeat the log-odds, centred within each outer fold.
         chosen: How many outer folds chose each learner.
+        is_cross_fitted: Whether it was learned on this audit's own records; else it comes from a
+            shadow, `repeats` has one row, and no accident of training is tied to these records.
     """
 
     repeats: Float64
     chosen: dict[str, int]
+    is_cross_fitted: bool = True
 
     @property
     def signal(self) -> Float64:

@@ -1,15 +1,17 @@
 """From signals to figures: every number with n and an interval, every comparison paired."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from auditor.results import AttackResult, Comparison
-from auditor.stats.paired import holm, paired_auc, paired_tpr
+from auditor.stats.paired import PairedTest, holm, paired_auc, paired_tpr
 from auditor.stats.roc import auc_estimate, balanced_accuracy_estimate, tpr_estimate
 
 Float64 = npt.NDArray[np.float64]
+AnyComparison = TypeVar("AnyComparison", bound=Comparison)
 
 
 def rate_name(fpr: float) -> str:
@@ -25,6 +27,7 @@ def attack_result(
     confidence: float,
     draws: int,
     seed: int,
+    inflation: float = 1.0,
 ) -> AttackResult:
     """AUC, TPR at each rate and balanced accuracy of one signal, with intervals.
 
@@ -35,20 +38,62 @@ def attack_result(
         confidence: Level of the intervals.
         draws: Bootstrap draws.
         seed: Seed of the draws.
+        inflation: Factor on every interval's reach; above 1 for a cross-fitted signal.
     """
     members, nonmembers = signal[is_member], signal[~is_member]
     return AttackResult(
-        auc=auc_estimate(members, nonmembers, confidence=confidence),
+        auc=auc_estimate(members, nonmembers, confidence=confidence, inflation=inflation),
         tpr_at_fpr={
             rate_name(fpr): tpr_estimate(
-                members, nonmembers, fpr=fpr, confidence=confidence, draws=draws, seed=seed
+                members,
+                nonmembers,
+                fpr=fpr,
+                confidence=confidence,
+                draws=draws,
+                seed=seed,
+                inflation=inflation,
             )
             for fpr in fprs
         },
         balanced_accuracy=balanced_accuracy_estimate(
-            members, nonmembers, confidence=confidence, seed=seed
+            members, nonmembers, confidence=confidence, seed=seed, inflation=inflation
         ),
     )
+
+
+def paired_tests(
+    before: Float64,
+    after: Float64,
+    is_member: npt.NDArray[np.bool_],
+    *,
+    fprs: Sequence[float],
+    confidence: float,
+    draws: int,
+    seed: int,
+    inflation: float = 1.0,
+) -> dict[str, PairedTest]:
+    """Two signals on the same records: AUC and TPR at each rate, `after` minus `before`.
+
+    Args:
+        before: Shape (n,), larger = more likely a member.
+        after: Shape (n,), the same records in the same order.
+        is_member: Shape (n,).
+        fprs: False positive rates.
+        confidence: Level of the intervals.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+        inflation: Factor on every standard error; above 1 for a cross-fitted signal.
+
+    Returns:
+        By metric: "auc", "tpr@0.01" and the like.
+    """
+    sides = (before[is_member], before[~is_member], after[is_member], after[~is_member])
+    tests = {"auc": paired_auc(*sides, confidence=confidence, inflation=inflation)}
+    for fpr in fprs:
+        tests[f"tpr@{rate_name(fpr)}"] = paired_tpr(
+            *sides, fpr=fpr, confidence=confidence, draws=draws, seed=seed, inflation=inflation
+        )
+    return tests
 
 
 def compare(
@@ -82,13 +127,15 @@ def compare(
         if variant == original:
             continue
         for attack, signal in by_attack.items():
-            base = signals[original][attack]
-            sides = (base[is_member], base[~is_member], signal[is_member], signal[~is_member])
-            tests = {"auc": paired_auc(*sides, confidence=confidence)}
-            for fpr in fprs:
-                tests[f"tpr@{rate_name(fpr)}"] = paired_tpr(
-                    *sides, fpr=fpr, confidence=confidence, draws=draws, seed=seed
-                )
+            tests = paired_tests(
+                signals[original][attack],
+                signal,
+                is_member,
+                fprs=fprs,
+                confidence=confidence,
+                draws=draws,
+                seed=seed,
+            )
             for metric, test in tests.items():
                 is_primary = attack == primary and metric == "auc"
                 found.append(
@@ -102,16 +149,16 @@ def compare(
                         family="primary" if is_primary else "secondary",
                     )
                 )
-    return _adjusted(found)
+    return adjusted(found)
 
 
-def _adjusted(comparisons: list[Comparison]) -> list[Comparison]:
-    adjusted: dict[int, float | None] = {}
+def adjusted(comparisons: Sequence[AnyComparison]) -> list[AnyComparison]:
+    """The comparisons with Holm's correction over each of the two families."""
+    found: dict[int, float | None] = {}
     for family in ("primary", "secondary"):
         rows = [row for row, item in enumerate(comparisons) if item.family == family]
         values = holm([comparisons[row].p_value for row in rows])
-        adjusted.update(zip(rows, values, strict=True))
+        found.update(zip(rows, values, strict=True))
     return [
-        item.model_copy(update={"p_adjusted": adjusted[row]})
-        for row, item in enumerate(comparisons)
+        item.model_copy(update={"p_adjusted": found[row]}) for row, item in enumerate(comparisons)
     ]

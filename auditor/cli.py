@@ -132,6 +132,39 @@ def demo(
     _audit_and_show(config, display)
 
 
+@app.command
+def compare(
+    before: Path,
+    after: Path,
+    *,
+    primary: str | None = None,
+    fpr: str | None = None,
+    confidence: float | None = None,
+    out: Path | None = None,
+) -> None:
+    """Compare two audits of the same records, paired: versions 1 and 2 of a model, say.
+
+    Parameters
+    ----------
+    before
+        Output folder of the first audit.
+    after
+        Output folder of the second; differences are this one minus the first.
+    primary
+        The attack for the headline; the first audit's when left out.
+    fpr
+        False positive rates with commas between; the first audit's when left out.
+    confidence
+        Level of every interval; the first audit's when left out.
+    out
+        File to write the result to as JSON; it must not be there yet.
+    """
+    from auditor.compare import compare_runs
+    from auditor.report.compared import show
+
+    show(compare_runs(before, after, primary=primary, fprs=fpr, confidence=confidence, out=out))
+
+
 def _teller(kind: DisplayKind) -> Callable[[str], None]:
     if kind == "none":
         return lambda _: None

@@ -189,8 +189,8 @@ def _shared_attacks(
     for pair in pairs:
         known = (first.signals[pair.before], second.signals[pair.after])
         shared.update(dict.fromkeys(name for name in known[0] if name in known[1]))
-        for run, own, others in ((first, *known), (second, *reversed(known))):
-            for name in others:
+        for run, own, other in ((first, known[0], known[1]), (second, known[1], known[0])):
+            for name in other:
                 if name not in own:
                     lacking.setdefault(name, {}).setdefault(run.folder, []).append(pair.label)
     for name, folders in lacking.items():
@@ -228,41 +228,37 @@ def _audit(run: Run) -> ComparedAudit:
 
 
 def _version(compared: Compared, pair: Pair) -> ComparedVersion:
-    before, after = compared.before, compared.after
-    is_member = before.is_member
+    first, second = compared.before, compared.after
     signals = compared.signals(pair)
-    figures = []
-    for at, (run, name) in enumerate(((before, pair.before), (after, pair.after))):
-        figures.append(
-            {
-                attack: _figures(
-                    compared.config, both[at], is_member, inflation=_inflation(run, name, attack)
-                )
-                for attack, both in signals.items()
-            }
-        )
+    firsts = {attack: both[0] for attack, both in signals.items()}
+    seconds = {attack: both[1] for attack, both in signals.items()}
     return ComparedVersion(
         variant=pair.label,
         canonical=pair.canonical,
-        perplexity_before=before.result.variant(pair.before).perplexity,
-        perplexity_after=after.result.variant(pair.after).perplexity,
-        before=figures[0],
-        after=figures[1],
+        perplexity_before=first.result.variant(pair.before).perplexity,
+        perplexity_after=second.result.variant(pair.after).perplexity,
+        before=_figures(compared, first, pair.before, firsts),
+        after=_figures(compared, second, pair.after, seconds),
     )
 
 
 def _figures(
-    config: AuditConfig, signal: Float64, is_member: npt.NDArray[np.bool_], *, inflation: float
-) -> AttackResult:
-    return attack_result(
-        signal,
-        is_member,
-        fprs=config.fpr,
-        confidence=config.confidence,
-        draws=config.bootstrap,
-        seed=config.seed,
-        inflation=inflation,
-    )
+    compared: Compared, run: Run, version: str, signals: dict[str, Float64]
+) -> dict[str, AttackResult]:
+    """Figures of one version in one audit, its signals in the order of the first."""
+    config = compared.config
+    return {
+        attack: attack_result(
+            signal,
+            compared.before.is_member,
+            fprs=config.fpr,
+            confidence=config.confidence,
+            draws=config.bootstrap,
+            seed=config.seed,
+            inflation=_inflation(run, version, attack),
+        )
+        for attack, signal in signals.items()
+    }
 
 
 def _tests(compared: Compared, pair: Pair) -> list[RunComparison]:
@@ -315,48 +311,52 @@ def _inflation(run: Run, version: str, attack: str) -> float:
 
 
 def _notes(compared: Compared, shared: list[str]) -> list[Warned]:
+    """What the reader must know before the figures, worst first."""
     first, second = compared.before.result, compared.after.result
-    severe, warnings, infos = [], [], []
-    if any(run.blind is not None and run.blind.told_apart for run in (first, second)):
-        text = (
+    references = [run.reference and run.reference.sha256 for run in (first, second)]
+    beside = [name for name in shared if name in ATTACKS and ATTACKS[name].needs_reference]
+    learned = [name for name in shared if _is_learned(name)]
+    found = (
+        (
+            any(run.blind is not None and run.blind.told_apart for run in (first, second)),
+            ("told-apart", "severe"),
             "Members and nonmembers can be told apart without a model: the figures measure the two "
-            "lists as much as the models."
-        )
-        severe.append(("told-apart", text))
-    digests = [run.reference.sha256 if run.reference else None for run in (first, second)]
-    with_reference = [a for a in shared if a in ATTACKS and ATTACKS[a].needs_reference]
-    if with_reference and digests[0] != digests[1]:
-        text = (
-            f"The two audits have different reference models: what differs under "
-            f"{' and '.join(with_reference)} may come from these."
-        )
-        warnings.append(("other-reference", text))
-    if first.primary_attack != second.primary_attack:
-        text = (
+            "lists as much as the models.",
+        ),
+        (
+            bool(beside) and references[0] != references[1],
+            ("other-reference", "warning"),
+            "The two audits have different reference models: what differs under "
+            f"{' and '.join(beside)} may come from these.",
+        ),
+        (
+            first.primary_attack != second.primary_attack,
+            ("other-primary", "warning"),
             f"The primary attack of the first audit is {first.primary_attack}, of the second "
-            f"{second.primary_attack}; here it is {compared.primary}."
-        )
-        warnings.append(("other-primary", text))
-    if first.model.dtype != second.model.dtype:
-        text = f"The first model ran in {first.model.dtype}, the second in {second.model.dtype}."
-        warnings.append(("other-dtype", text))
-    if first.model.sha256 == second.model.sha256:
-        text = (
+            f"{second.primary_attack}; here it is {compared.primary}.",
+        ),
+        (
+            first.model.dtype != second.model.dtype,
+            ("other-dtype", "warning"),
+            f"The first model ran in {first.model.dtype}, the second in {second.model.dtype}.",
+        ),
+        (
+            first.model.sha256 == second.model.sha256,
+            ("same-model", "info"),
             "Both audits are of the identical model: a difference comes from how it was run or "
-            "compressed, not from its training."
-        )
-        infos.append(("same-model", text))
-    if learned := [attack for attack in shared if _is_learned(attack)]:
-        text = (
+            "compressed, not from its training.",
+        ),
+        (
+            bool(learned),
+            ("learned-anew", "info"),
             f"{', '.join(learned)}: trained anew in each audit; intervals of the differences are "
-            "widened by the most that the accident of training can do."
-        )
-        infos.append(("learned-anew", text))
-    weights = (("severe", severe), ("warning", warnings), ("info", infos))
+            "widened by the most that the accident of training can do.",
+        ),
+    )
     return [
-        Warned.model_validate({"code": code, "message": text, "severity": severity})
-        for severity, found in weights
-        for code, text in found
+        Warned.model_validate({"code": code, "severity": severity, "message": message})
+        for holds, (code, severity), message in found
+        if holds
     ]
 
 

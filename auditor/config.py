@@ -10,15 +10,26 @@ well, which nobody asked for, and its command line is its younger part.
 Nothing heavy is imported here: `compleak-llm --help` must answer at once.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from auditor.compress import VariantSpec, parse_variant, parse_variants
 from auditor.errors import ConfigError, unknown
+from auditor.spellings import (
+    MODEL_ARGS,
+    Setting,
+    parse_model_args,
+    parse_source,
+    split_labels,
+    split_names,
+    split_settings,
+    split_variants,
+)
 
+Learner = Literal["logistic", "trees"]
+Trained = Literal["crossfit", "shadow"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-MODEL_ARGS = ("revision", "subfolder", "dtype", "attn_implementation", "max_length", "tokenizer")
 
 
 class Frozen(BaseModel):
@@ -41,71 +52,6 @@ class Source(Frozen):
     def __str__(self) -> str:
         keys = ((key, getattr(self, key)) for key in ("name", "split", "revision"))
         return ",".join([self.path, *(f"{key}={value}" for key, value in keys if value)])
-
-
-def key_values(text: str, *, known: tuple[str, ...], kind: str) -> dict[str, str]:
-    """Parse `key=value,key=value`; an unknown key is an error that names the nearest.
-
-    Raises:
-        ConfigError: A part has no `=`, or its key is not in `known`.
-    """
-    values: dict[str, str] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"{kind} must be key=value pairs with commas between", seen=part)
-        if key not in known:
-            raise unknown(f"key of {kind}", key, known)
-        values[key] = value
-    return values
-
-
-def parse_source(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever was given
-    """Turn the string form of a `Source` into its fields."""
-    if not isinstance(value, str):
-        return value
-    path, _, rest = value.partition(",")
-    return {
-        "path": path,
-        **key_values(rest, known=("name", "split", "revision"), kind="a data source"),
-    }
-
-
-def parse_model_args(value: Any) -> Any:  # noqa: ANN401
-    """Turn `key=value,...` into a mapping and check its keys."""
-    if isinstance(value, str):
-        return key_values(value, known=MODEL_ARGS, kind="--model-args")
-    if isinstance(value, dict):
-        for key in value:
-            if key not in MODEL_ARGS:
-                raise unknown("key of --model-args", str(key), MODEL_ARGS)
-        return {str(key): str(item) for key, item in value.items()}
-    return value
-
-
-def split_names(value: Any) -> Any:  # noqa: ANN401
-    """Accept `a,b`, ["a", "b"] and ["a,b", "c"] for a tuple of names."""
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list | tuple):
-        return value
-    return tuple(
-        part.strip() if isinstance(part, str) else part
-        for item in value
-        for part in (item.split(",") if isinstance(item, str) else [item])
-        if not isinstance(part, str) or part.strip()
-    )
-
-
-def split_variants(value: Any) -> Any:  # noqa: ANN401
-    """Check the variants and give back their canonical short spelling, the original first."""
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list | tuple):
-        return value
-    specs = parse_variants([str(item) for item in value])
-    labels = dict.fromkeys(["original", *(spec.label for spec in specs)])
-    return tuple(labels)
 
 
 SourceField = Annotated[Source, BeforeValidator(parse_source)]
@@ -203,6 +149,48 @@ class AuditConfig(Shared):
         description="The attack that is named before the run for the headline; "
         "min-k-plus-plus, or ez with a reference, when left out.",
     )
+    settings: Annotated[tuple[Setting, ...], BeforeValidator(split_settings)] = Field(
+        ("NR", "SR", "MR"),
+        description="What an attacker may hold: NR one version, SR the original beside a variant, "
+        "MR many versions.",
+    )
+    supervision: Annotated[tuple[Trained, ...], BeforeValidator(split_names)] = Field(
+        (),
+        description="How the learned attacks are trained: crossfit on other records of this audit, "
+        "shadow on another audit (--shadow). Left out: crossfit, and shadow where one is given.",
+    )
+    shadow: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
+        (),
+        description="Output folders of shadow audits: the same variants of a model that was "
+        "trained on members of its own.",
+    )
+    folds: int = Field(5, ge=2, le=50, description="Outer folds of the learned attacks.")
+    repeats: int = Field(2, ge=1, le=20, description="Times that these folds are drawn.")
+    learners: Annotated[tuple[Learner, ...], BeforeValidator(split_names)] = Field(
+        ("logistic", "trees"),
+        description="Learners to choose from inside the folds: regularised logistic regression, "
+        "and gradient-boosted trees beside it.",
+    )
+    at_most: str | None = Field(
+        None,
+        description="What a release may give away at most: tpr=0.05@fpr=0.01, or auc=0.6.",
+    )
+    release: Annotated[tuple[str, ...], BeforeValidator(split_labels)] = Field(
+        (),
+        description="The versions that are to be published together, for --at-most; all of the "
+        "audit when left out.",
+    )
+    fail_on: Literal["over", "undecided"] | None = Field(
+        None,
+        description="Exit with code 3 when the release breaks --at-most: over: it is shown to lie "
+        "above; undecided: it is not shown to lie below.",
+    )
+    membership: Literal["given", "randomized"] = Field(
+        "given",
+        description="randomized: a fair coin decided for each record by itself whether it was "
+        "trained on. Only then is there a lower bound on epsilon.",
+    )
+    delta: float = Field(0.0, ge=0, lt=1, description="Delta of the lower bounds on epsilon.")
     fpr: Annotated[tuple[float, ...], BeforeValidator(split_names)] = Field(
         (0.001, 0.01, 0.05), description="False positive rates at which the TPR is reported."
     )
@@ -286,6 +274,43 @@ class AuditConfig(Shared):
                 seen=f"--primary {self.primary} with --attacks {','.join(self.attacks)}",
             )
         return self
+
+    @model_validator(mode="after")
+    def _shadows_are_used(self) -> "AuditConfig":
+        if "shadow" in self.supervision and not self.shadow:
+            raise ConfigError(
+                "--supervision shadow needs a shadow audit",
+                seen="no --shadow",
+                fix="audit another model of the same kind with the same variants, and give its "
+                "output folder as --shadow",
+            )
+        if self.shadow and self.supervision == ("crossfit",):
+            raise ConfigError(
+                "shadow audits must be of use",
+                seen=f"--shadow {','.join(self.shadow)} with --supervision crossfit",
+                fix="leave --supervision out, or name shadow there too",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_gate_has_a_bound(self) -> "AuditConfig":
+        if self.at_most is None and (self.fail_on or self.release):
+            raise ConfigError(
+                "--fail-on and --release need a bound to be judged by",
+                seen="no --at-most",
+                fix="for example --at-most tpr=0.05@fpr=0.01",
+            )
+        labels = {spec.label for spec in self.variant_specs}
+        if missing := [name for name in self.release if name not in labels]:
+            raise unknown("version of this audit", missing[0], labels)
+        return self
+
+    @property
+    def supervisions(self) -> tuple[Trained, ...]:
+        """How the learned attacks are trained."""
+        if self.supervision:
+            return tuple(dict.fromkeys(self.supervision))
+        return ("crossfit", "shadow") if self.shadow else ("crossfit",)
 
     @property
     def variant_specs(self) -> tuple[VariantSpec, ...]:

@@ -4,7 +4,10 @@ A compressor that silently skipped its work is worse than none. So nothing here 
 configuration: parameters are counted module by module on the model that will be scored.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+import math
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 # The reason for a module that the compressor was for and that its library did not touch.
 LEFT = "the library left it in full precision"
@@ -12,6 +15,14 @@ LEFT = "the library left it in full precision"
 NOT_DIVISIBLE = "its inputs cannot be divided as the format asks"
 # Reasons for matrices that compression was for.
 UNTOUCHED = (LEFT, NOT_DIVISIBLE)
+
+
+# JSON has no word for NaN, and null stands for it: a broken variant's receipt must be read again.
+OrNaN = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
+]
 
 
 class Part(BaseModel):
@@ -36,8 +47,9 @@ class Compressed(Part):
     n_parameters: int = Field(description="Weights of the module, biases not counted.")
     n_changed: int = Field(description="Weights whose value is not what it was in the original.")
     sparsity: float = Field(description="Share of the weights that are exactly zero.")
-    relative_error: float = Field(
-        description="||W' - W|| / ||W||, Frobenius norms, W' as the variant computes with it."
+    relative_error: OrNaN = Field(
+        description="||W' - W|| / ||W||, Frobenius norms, W' as the variant computes with it; null "
+        "where a weight is not a number."
     )
     n_values: int | None = Field(
         default=None, description="Distinct values in the matrix, counted where they are the point."
@@ -79,8 +91,8 @@ class Receipt(Part):
         "pattern the weights that every group keeps and their places in it."
     )
     sparsity: float = Field(description="Share of zeros among the weights of compressed modules.")
-    relative_error: float = Field(
-        description="||W' - W|| / ||W|| over all compressed modules together."
+    relative_error: OrNaN = Field(
+        description="||W' - W|| / ||W|| over all compressed modules together; null as above."
     )
     correlation: float | None = Field(
         default=None,

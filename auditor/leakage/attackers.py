@@ -72,7 +72,7 @@ class Attackers:
         """Fit what these attackers need, in as many processes as there are cores."""
         needed = dict.fromkeys(base for holding in holdings for base in bases_of(holding))
         todo = [base for base in needed if base not in self._bases]
-        size = sum(self._matrix(base).size for base in todo[:1]) * len(todo)
+        size = sum(self.matrix(base).size for base in todo[:1]) * len(todo)
         for base, found in zip(todo, self._fit_all(todo, size=size), strict=True):
             self._bases[base] = found
 
@@ -94,10 +94,12 @@ class Attackers:
         parts = [self._bases[holding] for holding in holdings]
         return best_inside(parts, self.is_member, self.folds)
 
-    def _matrix(self, base: Holding) -> Float32:
+    def matrix(self, base: Holding) -> Float32:
+        """The features of an attacker on one or two versions, shape (n, p)."""
         return self.blocks.matrix(base.versions, with_reference=base.with_reference)
 
-    def _may_use_trees(self, base: Holding) -> bool:
+    def may_use_trees(self, base: Holding) -> bool:
+        """Whether trees are among his candidates: not for a pair without the original."""
         return self._trees and (len(base.versions) == 1 or base.versions[0] == self.order[0])
 
     def _fit_all(self, todo: Sequence[Holding], *, size: int) -> Iterator[Fitted]:
@@ -112,7 +114,7 @@ class Attackers:
             return
         jobs = (
             delayed(cross_fit)(
-                self._matrix(base), self.is_member, self.folds, trees=self._may_use_trees(base)
+                self.matrix(base), self.is_member, self.folds, trees=self.may_use_trees(base)
             )
             for base in todo
         )
@@ -120,7 +122,7 @@ class Attackers:
 
     def _fit(self, base: Holding) -> Fitted:
         return cross_fit(
-            self._matrix(base), self.is_member, self.folds, trees=self._may_use_trees(base)
+            self.matrix(base), self.is_member, self.folds, trees=self.may_use_trees(base)
         )
 
 

@@ -35,7 +35,8 @@ class Blocks(NamedTuple):
         references: What the reference adds to a version, shape (n, 31), or (n, 2) where it has
             another tokenizer; empty without a reference.
         pairs: By pair, float32, shape (n, 31).
-        gaps: The training-free SR attacks: by attack, by variant, float64, shape (n,).
+        gaps: The training-free SR attacks: by attack, by the version in the place of the
+            reference, float64, shape (n,).
     """
 
     lengths: Float32
@@ -126,17 +127,16 @@ def _of_shard(
                 else distant_features(replace(own, reference=beside, same_tokens=False))
             )
     first = scores[original]
-    variants = {
-        name: replace(first, reference=other) for name, other in scores.items() if name != original
-    }
+    # The original beside itself is a control: nothing may be found there.
+    beside_original = {name: replace(first, reference=other) for name, other in scores.items()}
     return Blocks(
         lengths=single(length_features(first)),
         versions={name: single(version_features(own)) for name, own in scores.items()},
         references=references,
         pairs={pair: single(pair_features(scores[pair[0]], scores[pair[1]])) for pair in pairs},
         gaps={
-            "gap": {name: gap(beside) for name, beside in variants.items()},
-            "ez-gap": {name: ez_gap(beside) for name, beside in variants.items()},
+            "gap": {name: gap(found) for name, found in beside_original.items()},
+            "ez-gap": {name: ez_gap(found) for name, found in beside_original.items()},
         },
     )
 

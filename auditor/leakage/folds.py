@@ -64,27 +64,35 @@ def draw_folds(is_member: Bools, groups: Rows, *, n_folds: int, n_repeats: int, 
     Raises:
         ConfigError: A fold would lack one of the sides.
     """
-    least = n_folds * N_INNER
-    counts = int(is_member.sum()), int((~is_member).sum())
-    if min(counts) < least:
-        raise ConfigError(
-            f"{n_folds} folds need at least {least} members and {least} nonmembers",
-            seen=f"{counts[0]} members and {counts[1]} nonmembers",
-            fix="give more records, or a smaller --folds",
-        )
+    must_fill(n_folds, int(is_member.sum()), int((~is_member).sum()))
     rng = np.random.default_rng(seed)
     repeats, n_trained = [], 0
     for _ in range(n_repeats):
         number = stratified(is_member, groups, n_folds, rng)
         parts = []
         for k in range(n_folds):
-            train = _at_most(np.flatnonzero(number != k), MOST_TRAINED, rng)
-            choosing = _at_most(train, MOST_CHOOSING, rng)
+            train = at_most(np.flatnonzero(number != k), MOST_TRAINED, rng)
+            choosing = at_most(train, MOST_CHOOSING, rng)
             inner = stratified(is_member[choosing], groups[choosing], N_INNER, rng)
             parts.append(Part(np.flatnonzero(number == k), train, choosing, inner))
             n_trained += len(train)
         repeats.append(parts)
     return Folds(repeats, n_trained / (n_repeats * n_folds * len(is_member)))
+
+
+def must_fill(n_folds: int, n_members: int, n_nonmembers: int) -> None:
+    """Refuse more folds than the records of a side can fill, inner ones counted.
+
+    Raises:
+        ConfigError: There are fewer records than that on a side.
+    """
+    least = n_folds * N_INNER
+    if min(n_members, n_nonmembers) < least:
+        raise ConfigError(
+            f"{n_folds} folds need at least {least} members and {least} nonmembers",
+            seen=f"{n_members} members and {n_nonmembers} nonmembers",
+            fix="give more records, or a smaller --folds",
+        )
 
 
 def stratified(is_member: Bools, groups: Rows, n_folds: int, rng: np.random.Generator) -> Rows:
@@ -142,7 +150,8 @@ def _levelled(filled: Rows, n: int, rng: np.random.Generator) -> Rows:
     return given
 
 
-def _at_most(rows: Rows, most: int, rng: np.random.Generator) -> Rows:
+def at_most(rows: Rows, most: int, rng: np.random.Generator) -> Rows:
+    """At most so many of the rows, drawn, in their order."""
     if len(rows) <= most:
         return rows
     return np.sort(rng.choice(rows, most, replace=False))

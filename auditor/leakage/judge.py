@@ -1,0 +1,371 @@
+"""From stored scores to all about more than one version; no model is run here.
+
+evidence -> features -> attackers (crossfit, shadow) -> settings, questions, controls,
+                                                        releases, exposed records, epsilon
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import expit
+
+from auditor.attacks import ATTACKS
+from auditor.config import AuditConfig
+from auditor.leakage.attackers import Attackers, Holding
+from auditor.leakage.blocks import Blocks, read_blocks
+from auditor.leakage.bounds import parse_bound
+from auditor.leakage.controls import judge_controls
+from auditor.leakage.epsilon import epsilon_bounds
+from auditor.leakage.evidence import LEAST, Evidence, must_be_possible
+from auditor.leakage.exposed import find_exposed
+from auditor.leakage.folds import Folds, draw_folds
+from auditor.leakage.learners import Float64
+from auditor.leakage.questions import Answering, answer, questions
+from auditor.leakage.releases import judge_releases
+from auditor.leakage.settings import Found, Levels, holdings, learned_by, result_of, training_free
+from auditor.leakage.shadow import Shadow, Shadowed
+from auditor.results import BestOf, Exposed, Leakage, LeakageComparison, Releases
+from auditor.results.leakage import Supervision
+from auditor.stats.selection import best_of
+
+PERMUTATIONS = 2000
+WITH_REFERENCE = "-ref"
+
+
+class Judged(NamedTuple):
+    """What was found, and the signals behind it.
+
+    Attributes:
+        leakage: The result.
+        signals: By version, by column: signals of one version, or of the original beside it.
+        together: By column, shape (n,): the out-of-fold probability of membership at even odds
+            under NR (the original), SR (the best pair) and MR (all versions), and `mean-rank`.
+    """
+
+    leakage: Leakage
+    signals: dict[str, dict[str, Float64]]
+    together: dict[str, Float64]
+
+
+class Case(NamedTuple):
+    """One judgement: what is stored, what was asked for, who attacks.
+
+    Attributes:
+        evidence: What is stored.
+        config: Settings, attacks, folds, bounds.
+        blocks: Features of all records.
+        attackers: The learned attackers by supervision; none where records are too few.
+        left_out: What is not judged, with the reason.
+    """
+
+    evidence: Evidence
+    config: AuditConfig
+    blocks: Blocks
+    attackers: dict[Supervision, Attackers]
+    left_out: dict[str, str]
+
+    @property
+    def levels(self) -> Levels:
+        """How figures are made."""
+        config = self.config
+        return Levels(config.fpr, config.confidence, config.bootstrap, config.seed)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the attackers may hold a reference."""
+        return self.evidence.reference is not None
+
+    @property
+    def main(self) -> Attackers | None:
+        """Whose word counts for releases and exposed records: cross-fit where there is one."""
+        return next(iter(self.attackers.values()), None)
+
+    @property
+    def trees(self) -> bool:
+        """Whether trees are among the learners."""
+        return "trees" in self.config.learners
+
+
+def wants(config: AuditConfig, attack: str) -> bool:
+    """Whether an attack was asked for, by its setting and, where names were given, by name."""
+    named = not config.attacks or attack in config.attacks
+    return named and ATTACKS[attack].setting in config.settings
+
+
+def is_wanted(config: AuditConfig) -> bool:
+    """Whether anything is to be judged here at all."""
+    beyond = [name for name, known in ATTACKS.items() if known.learned or known.setting != "NR"]
+    return len(config.variants) > 1 and any(wants(config, name) for name in beyond)
+
+
+def judge_leakage(
+    evidence: Evidence, config: AuditConfig, *, shadow: Shadow | None = None
+) -> Judged:
+    """Judge what versions give away alone, beside the original and together.
+
+    Args:
+        evidence: What is stored; two versions or more.
+        config: Settings, attacks, folds, bounds.
+        shadow: The shadow audits' records, or None.
+
+    Raises:
+        StoreError: A shard is missing or damaged.
+        ConfigError: As for `must_be_possible`.
+    """
+    must_be_possible(config, evidence.is_member)
+    blocks = read_blocks(
+        evidence.read,
+        evidence.pairs(config),
+        n_records=len(evidence.ids),
+        reference=evidence.reference,
+        same_tokens=evidence.same_tokens,
+    )
+    left_out = dict(evidence.left_out)
+    attackers = _attackers(evidence, config, blocks, shadow=shadow, left_out=left_out)
+    case = Case(evidence, config, blocks, attackers, left_out)
+    found = _found(case)
+    return Judged(_leakage(case, found), _columns(found, case), _together(case, found))
+
+
+def _attackers(
+    evidence: Evidence,
+    config: AuditConfig,
+    blocks: Blocks,
+    *,
+    shadow: Shadow | None,
+    left_out: dict[str, str],
+) -> dict[Supervision, Attackers]:
+    found: dict[Supervision, Attackers] = {}
+    if not any(wants(config, name) for name, known in ATTACKS.items() if known.learned):
+        return found
+    trees = "trees" in config.learners
+    if "crossfit" in config.supervisions and evidence.fewest < LEAST:
+        left_out["learned attacks"] = (
+            f"they need {LEAST} members and {LEAST} nonmembers; a side has {evidence.fewest}"
+        )
+    elif "crossfit" in config.supervisions:
+        folds = draw_folds(
+            evidence.is_member,
+            evidence.groups,
+            n_folds=config.folds,
+            n_repeats=config.repeats,
+            seed=config.seed,
+        )
+        found["crossfit"] = Attackers(
+            blocks, evidence.is_member, folds, order=evidence.order, trees=trees
+        )
+    if shadow is not None:
+        found["shadow"] = Shadowed(
+            blocks,
+            evidence.is_member,
+            shadow,
+            order=evidence.order,
+            seed=config.seed,
+            trees=trees,
+        )
+    return found
+
+
+def _found(case: Case) -> list[Found]:
+    """Every attacker's signal."""
+    evidence, config = case.evidence, case.config
+    primary = [evidence.signals[name][evidence.primary] for name in evidence.order]
+    unlearned = Attackers(case.blocks, evidence.is_member, Folds([], 0.0), order=evidence.order)
+    found = list(
+        training_free(
+            unlearned,
+            primary,
+            primary_holds_reference=ATTACKS[evidence.primary].needs_reference,
+        )
+    )
+    for attackers in case.attackers.values():
+        wanted = holdings(attackers, settings=config.settings, with_reference=case.has_reference)
+        attackers.prepare(wanted)
+        found += [learned_by(attackers, held) for held in wanted]
+    return [one for one in found if wants(config, one.attack)]
+
+
+def _leakage(case: Case, found: list[Found]) -> Leakage:
+    main, config = case.main, case.config
+    folds = main.folds if main is not None and main.folds.repeats else None
+    original, blocks = case.evidence.order[0], case.blocks
+    return Leakage(
+        supervision=list(case.attackers),
+        n_folds=len(folds.repeats[0]) if folds else None,
+        n_repeats=len(folds.repeats) if folds else None,
+        n_groups=len(np.unique(case.evidence.groups)),
+        n_features={
+            "version": blocks.versions[original].shape[1],
+            "pair": blocks.pairs[original, original].shape[1],
+            "lengths": blocks.lengths.shape[1],
+        },
+        shadows=list(config.shadow),
+        left_out=case.left_out,
+        settings=[
+            result_of(
+                one,
+                case.evidence.is_member,
+                overlap=folds.overlap if folds else 0.0,
+                levels=case.levels,
+            )
+            for one in found
+        ],
+        comparisons=_comparisons(case),
+        controls=judge_controls(
+            main,
+            case.evidence.groups,
+            levels=case.levels,
+            settings=config.settings,
+            with_reference=case.has_reference,
+            trees=case.trees,
+        )
+        if main is not None and folds
+        else [],
+        best=_best(case, found),
+        exposed=_exposed(case),
+        releases=_releases(case),
+        epsilon=epsilon_bounds(
+            config,
+            case.evidence.is_member,
+            _primary_signals(case, found),
+        ),
+    )
+
+
+def _comparisons(case: Case) -> list[LeakageComparison]:
+    """The questions that were named before the run, under each supervision."""
+    asked = [
+        one
+        for one in questions(
+            case.evidence.order,
+            settings=case.config.settings,
+            with_reference=case.has_reference,
+            noises={name: store.name for name, store in case.evidence.noises.items()},
+        )
+        if _may_ask(case.config, one.stronger)
+    ]
+    return [
+        comparison
+        for how, attackers in case.attackers.items()
+        for comparison in answer(asked, Answering(attackers, case.levels, supervision=how))
+    ]
+
+
+def _may_ask(config: AuditConfig, holding: Holding) -> bool:
+    """Whether the attack that must win is among those asked for."""
+    if len(holding.versions) > 2:
+        return wants(config, "combined")
+    return wants(config, "paired" if len(holding.versions) == 2 else "single")
+
+
+def _best(case: Case, found: list[Found]) -> BestOf | None:
+    """The best training-free attack on one version or two, its selection paid for."""
+    named = [
+        (attack, [version], signal)
+        for version in case.evidence.order
+        for attack, signal in case.evidence.signals[version].items()
+    ]
+    named += [
+        (one.attack, list(one.holding.versions), one.signal)
+        for one in found
+        if one.supervision == "none"
+    ]
+    if not named:
+        return None
+    best = best_of(
+        np.stack([signal for _, _, signal in named]),
+        case.evidence.is_member,
+        permutations=PERMUTATIONS,
+        seed=case.config.seed,
+    )
+    attack, versions, _ = named[best.row]
+    return BestOf(
+        attack=attack,
+        versions=versions,
+        auc=best.auc,
+        n_candidates=len(named),
+        p_value=best.p_value,
+        n_permutations=PERMUTATIONS,
+    )
+
+
+def _everything(case: Case) -> Holding:
+    return Holding(case.evidence.order, case.has_reference)
+
+
+def _exposed(case: Case) -> Exposed | None:
+    main = case.main
+    if main is None or not wants(case.config, "combined"):
+        return None
+    alone = Holding(case.evidence.order[:1], case.has_reference)
+    return find_exposed(
+        case.evidence.ids,
+        case.evidence.is_member,
+        main.learned(alone).signal,
+        main.learned(_everything(case)).signal,
+        fprs=case.config.fpr,
+    )
+
+
+def _releases(case: Case) -> Releases | None:
+    main, config = case.main, case.config
+    if main is None or not wants(config, "combined"):
+        return None
+    return judge_releases(
+        main,
+        case.evidence.perplexities,
+        levels=case.levels,
+        with_reference=case.has_reference,
+        bound=parse_bound(config.at_most) if config.at_most else None,
+        gate=config.release or None,
+    )
+
+
+def _primary_signals(case: Case, found: list[Found]) -> list[tuple[str, list[str], Float64]]:
+    """Training-free signals named before the run: on the original alone, and on all versions."""
+    evidence = case.evidence
+    original = evidence.order[0]
+    named = [(evidence.primary, [original], evidence.signals[original][evidence.primary])]
+    named += [
+        (one.attack, list(one.holding.versions), one.signal)
+        for one in found
+        if one.attack == "mean-rank" and one.holding.versions == evidence.order
+    ]
+    return named
+
+
+def _columns(found: list[Found], case: Case) -> dict[str, dict[str, Float64]]:
+    """Signals that belong to a row of `scores.parquet`: of one version, or of a pair."""
+    original = case.evidence.order[0]
+    columns: dict[str, dict[str, Float64]] = {}
+    main = next(iter(case.attackers), "none")
+    for one in found:
+        held = one.holding
+        if one.supervision not in ("none", main) or len(held.versions) > 2:
+            continue
+        if len(held.versions) == 2 and held.versions[0] != original:
+            continue
+        if one.attack == "mean-rank":
+            continue
+        name = one.attack + (WITH_REFERENCE if held.with_reference else "")
+        columns.setdefault(held.versions[-1], {})[name] = one.signal
+    return columns
+
+
+def _together(case: Case, found: list[Found]) -> dict[str, Float64]:
+    """What each record gives away under NR, SR and MR."""
+    order, beside, main = case.evidence.order, case.has_reference, case.main
+    columns = {
+        one.attack: one.signal
+        for one in found
+        if one.attack == "mean-rank" and one.holding.versions == order
+    }
+    if main is None:
+        return columns
+    columns["nr"] = expit(main.learned(Holding(order[:1], beside)).signal)
+    if wants(case.config, "paired"):
+        pairs = [Holding((order[0], name), beside) for name in order[1:]]
+        columns["sr"] = expit(main.best_inside(pairs).signal)
+    if wants(case.config, "combined"):
+        columns["mr"] = expit(main.learned(_everything(case)).signal)
+    return columns

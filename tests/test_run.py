@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -271,6 +273,20 @@ def test_what_is_not_whole_gets_one_clear_error(
         assert "Traceback" not in printed.err
         assert printed.out == ""
     assert tree(copy) == before
+
+
+def test_no_model_is_opened(copy: Path) -> None:
+    code = "import sys; from auditor.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    arguments = ["compare", str(copy), str(copy)]
+    found = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "the identical model" in found.stdout
+    assert not {"torch", "transformers"} & set(found.stdout.splitlines()[-1].split())
 
 
 @given(seed=st.integers(0, 2**32 - 1))

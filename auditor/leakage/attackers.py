@@ -1,9 +1,10 @@
 """Learned attackers: who holds which versions, each cross-fitted on the same folds.
 
-One version: a learner on its features (`single`). Two: a learner on the features of both and of
-their difference (`paired`). More: every version and every pair among them is such a learner, and
-a logistic regression weighs their log-odds (`combined`). So every set of versions is judged from
-the same parts, each fitted once, which is what makes all 2^v releases affordable.
+Every version has a learner on its features and on the record's lengths, every pair one on what
+moves between the two. Who holds one version is the first alone (`single`); who holds more has a
+logistic regression weigh the log-odds of all his versions and pairs (`paired`, `combined`). So
+every set of versions is judged from the same parts, each fitted once, which makes all 2^v
+releases affordable.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -79,27 +80,26 @@ class Attackers:
     def learned(self, holding: Holding) -> Learned:
         """The signal of an attacker."""
         if holding not in self._signals:
-            self.prepare([holding])
-            parts = [self._bases[base] for base in bases_of(holding)]
-            self._signals[holding] = (
-                learned(parts[0], self.folds)
-                if len(parts) == 1
-                else stacked(parts, self.is_member, self.folds)
-            )
+            self._signals[holding] = learned(self._fitted(holding), self.folds)
         return self._signals[holding]
 
     def best_inside(self, holdings: Sequence[Holding]) -> Learned:
-        """The best of several attackers on one or two versions, chosen inside the folds."""
+        """The best of several attackers, chosen inside the folds."""
         self.prepare(holdings)
-        parts = [self._bases[holding] for holding in holdings]
-        return best_inside(parts, self.is_member, self.folds)
+        fitted = [self._fitted(holding, with_inner=True) for holding in holdings]
+        return best_inside(fitted, self.is_member, self.folds)
+
+    def _fitted(self, holding: Holding, *, with_inner: bool = False) -> Fitted:
+        self.prepare([holding])
+        parts = [self._bases[base] for base in bases_of(holding)]
+        return stacked(parts, self.is_member, self.folds, with_inner=with_inner)
 
     def matrix(self, base: Holding) -> Float32:
-        """The features of an attacker on one or two versions, shape (n, p)."""
-        return self.blocks.matrix(base.versions, with_reference=base.with_reference)
+        """The features of a part, shape (n, p)."""
+        return matrix_of(self.blocks, base)
 
     def may_use_trees(self, base: Holding) -> bool:
-        """Whether trees are among his candidates: not for a pair without the original."""
+        """Whether trees are among the candidates: not for a pair without the original."""
         return self._trees and (len(base.versions) == 1 or base.versions[0] == self.order[0])
 
     def _fit_all(self, todo: Sequence[Holding], *, size: int) -> Iterator[Fitted]:
@@ -126,15 +126,20 @@ class Attackers:
         )
 
 
+def matrix_of(blocks: Blocks, base: Holding) -> Float32:
+    """The features of a version, or of what moves between two, shape (n, p)."""
+    if len(base.versions) == 2:
+        return blocks.pairs[base.versions[0], base.versions[1]]
+    return blocks.version(base.versions[0], with_reference=base.with_reference)
+
+
 def bases_of(holding: Holding) -> list[Holding]:
-    """The parts that an attacker is made of: itself, or every version and every pair."""
-    if len(holding.versions) <= 2:
-        return [holding]
-    sets = [(name,) for name in holding.versions]
-    return [
-        Holding(held, holding.with_reference)
-        for held in (*sets, *combinations(holding.versions, 2))
-    ]
+    """The parts that an attacker is made of: every version, and what moves in every pair.
+
+    What moves is the same with a reference and without.
+    """
+    alone = [Holding((name,), holding.with_reference) for name in holding.versions]
+    return [*alone, *(Holding(pair) for pair in combinations(holding.versions, 2))]
 
 
 def single(attackers: Attackers, version: str, *, with_reference: bool = False) -> Float64:

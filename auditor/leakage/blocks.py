@@ -45,22 +45,18 @@ class Blocks(NamedTuple):
     pairs: dict[Pair, Float32]
     gaps: dict[str, dict[str, Float64]]
 
-    def matrix(self, held: Sequence[str], *, with_reference: bool) -> Float32:
-        """Everything about one version, or about two and their difference.
+    def version(self, name: str, *, with_reference: bool) -> Float32:
+        """Everything about one version.
 
         Args:
-            held: One version or two, in the order in which they stand in the audit.
+            name: The version.
             with_reference: Whether what the reference adds is among the features.
 
         Returns:
             float32, shape (n, p).
         """
-        parts = [self.versions[name] for name in held]
-        if len(held) == 2:
-            parts.append(self.pairs[held[0], held[1]])
-        if with_reference:
-            parts += [self.references[name] for name in held]
-        return np.concatenate([*parts, self.lengths], axis=1)
+        beside = [self.references[name]] if with_reference else []
+        return np.concatenate([self.versions[name], *beside, self.lengths], axis=1)
 
 
 def read_blocks(

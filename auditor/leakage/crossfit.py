@@ -7,15 +7,14 @@ and everything else is learned inside as well, and the held-out records are judg
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from auditor.leakage.folds import N_INNER, Folds, Part
 from auditor.leakage.learners import (
     Bools,
     Float32,
     Float64,
-    Learner,
     candidates,
+    fit,
     fit_logistic,
     fit_scaler,
     log_loss,
@@ -74,18 +73,23 @@ def cross_fit(features: Float32, is_member: Bools, folds: Folds, *, trees: bool)
     for r, parts in enumerate(folds.repeats):
         inner.append([])
         for part in parts:
-            learner, found = choose(features, is_member, part, trees=trees)
+            name, found = choose(features, is_member, part, trees=trees)
             inner[r].append(found)
-            chosen[learner.name] = chosen.get(learner.name, 0) + 1
-            scaler = fit_scaler(features[part.train])
-            predict = learner.fit(scaler.apply(features[part.train]), is_member[part.train])
-            test[r, part.test] = predict(scaler.apply(features[part.test]))
+            chosen[name] = chosen.get(name, 0) + 1
+            test[r, part.test] = train_and_judge(
+                features[part.train], is_member[part.train], features[part.test], name
+            )
     return Fitted(test, inner, chosen)
 
 
-def choose(
-    features: Float32, is_member: Bools, part: Part, *, trees: bool
-) -> tuple[Learner, Float64]:
+def train_and_judge(rows: Float32, is_member: Bools, judged: Float32, name: str) -> Float64:
+    """Log-odds of the rows `judged` by a learner, scaler included, that was trained on `rows`."""
+    scaler = fit_scaler(rows)
+    (predict,) = fit(scaler.apply(rows), is_member, [name])
+    return predict(scaler.apply(judged))
+
+
+def choose(features: Float32, is_member: Bools, part: Part, *, trees: bool) -> tuple[str, Float64]:
     """The candidate with the least inner loss, and its inner log-odds.
 
     Args:
@@ -95,16 +99,16 @@ def choose(
         trees: As for `cross_fit`.
     """
     side, rows = is_member[part.choosing], features[part.choosing]
-    learners = candidates(len(side), trees=trees)
-    found = np.empty((len(learners), len(side)))
+    names = candidates(len(side), trees=trees)
+    found = np.empty((len(names), len(side)))
     for fold in range(N_INNER):
         held = part.inner == fold
         scaler = fit_scaler(rows[~held])
-        train, test = scaler.apply(rows[~held]), scaler.apply(rows[held])
-        for number, learner in enumerate(learners):
-            found[number, held] = learner.fit(train, side[~held])(test)
+        test = scaler.apply(rows[held])
+        for number, predict in enumerate(fit(scaler.apply(rows[~held]), side[~held], names)):
+            found[number, held] = predict(test)
     best = int(np.argmin([log_loss(log_odds, side) for log_odds in found]))
-    return learners[best], found[best]
+    return names[best], found[best]
 
 
 def centred(test: Float64, folds: Folds) -> Float64:
@@ -121,57 +125,81 @@ def centred(test: Float64, folds: Folds) -> Float64:
 
 
 def learned(fitted: Fitted, folds: Folds) -> Learned:
-    """The signal of one matrix of features."""
+    """The signal of what was cross-fitted."""
     return Learned(centred(fitted.test, folds), fitted.chosen)
 
 
-def stacked(bases: list[Fitted], is_member: Bools, folds: Folds) -> Learned:
-    """One signal of several cross-fitted matrices: a logistic regression on their log-odds.
+def stacked(
+    bases: list[Fitted], is_member: Bools, folds: Folds, *, with_inner: bool = False
+) -> Fitted:
+    """One attack of several cross-fitted matrices: a logistic regression on their log-odds.
 
     It is trained on the inner log-odds, which come from learners that had not seen the record, and
-    judges the held-out records on those of the outer learners.
+    judges the held-out records on those of the outer learners. Were it trained on log-odds of
+    records that the learners below had seen, it would trust the one that remembers best.
 
     Args:
         bases: At least one, cross-fitted on the same folds.
         is_member: Shape (n,).
         folds: The folds.
+        with_inner: Whether inner log-odds are wanted too, for `best_inside`.
     """
+    if len(bases) == 1:
+        return bases[0]
     test = np.empty_like(bases[0].test)
+    inner: list[list[Float64]] = []
     for r, parts in enumerate(folds.repeats):
+        inner.append([])
         for k, part in enumerate(parts):
-            inner = np.stack([base.inner[r][k] for base in bases], axis=1)
+            below = np.stack([base.inner[r][k] for base in bases], axis=1)
             outer = np.stack([base.test[r, part.test] for base in bases], axis=1)
-            scaler = fit_scaler(inner)
-            if len(scaler.kept) == 1:
-                test[r, part.test] = outer[:, scaler.kept[0]]
-                continue
             side = is_member[part.choosing]
-            predict = fit_logistic(scaler.apply(inner), side, STACK_STRENGTH)
-            test[r, part.test] = predict(scaler.apply(outer))
-    return Learned(centred(test, folds), {"logistic on log-odds": sum(map(len, folds.repeats))})
+            test[r, part.test] = weigh(below, side, outer)
+            if with_inner:
+                found = np.empty(len(side))
+                for fold in range(N_INNER):
+                    held = part.inner == fold
+                    found[held] = weigh(below[~held], side[~held], below[held])
+                inner[r].append(found)
+    return Fitted(test, inner, {"logistic on log-odds": sum(map(len, folds.repeats))})
 
 
-def best_inside(bases: list[Fitted], is_member: Bools, folds: Folds) -> Learned:
+def weigh(below: Float64, is_member: Bools, above: Float64) -> Float64:
+    """Log-odds of rows `above` by a logistic regression that was trained on rows `below`.
+
+    Args:
+        below: Log-odds by each learner, shape (m, b).
+        is_member: Shape (m,).
+        above: The same of other records, shape (n, b).
+
+    Returns:
+        Shape (n,). Where all learners say the same, that is what they say.
+    """
+    scaler = fit_scaler(below)
+    if not len(scaler.kept):
+        return np.zeros(len(above))
+    if len(scaler.kept) == 1:
+        return above[:, scaler.kept[0]]
+    (predict,) = fit_logistic(scaler.apply(below), is_member, [STACK_STRENGTH])
+    return predict(scaler.apply(above))
+
+
+def best_inside(candidates: list[Fitted], is_member: Bools, folds: Folds) -> Learned:
     """The best of several, chosen in each outer fold by the inner log-odds' loss.
 
     So that its selection is paid for: no held-out record has a say in who judges it.
 
     Args:
-        bases: At least one, cross-fitted on the same folds.
+        candidates: At least one, cross-fitted on the same folds, with inner log-odds.
         is_member: Shape (n,).
         folds: The folds.
     """
-    test = np.empty_like(bases[0].test)
+    test = np.empty_like(candidates[0].test)
     chosen: dict[str, int] = {}
     for r, parts in enumerate(folds.repeats):
         for k, part in enumerate(parts):
             side = is_member[part.choosing]
-            best = int(np.argmin([log_loss(base.inner[r][k], side) for base in bases]))
-            test[r, part.test] = bases[best].test[r, part.test]
+            best = int(np.argmin([log_loss(one.inner[r][k], side) for one in candidates]))
+            test[r, part.test] = candidates[best].test[r, part.test]
             chosen[str(best)] = chosen.get(str(best), 0) + 1
     return Learned(centred(test, folds), chosen)
-
-
-def empty_columns(features: npt.NDArray[np.floating]) -> int:
-    """Columns that hold a value that is not finite."""
-    return int((~np.isfinite(features).all(axis=0)).sum())

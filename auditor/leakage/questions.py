@@ -55,6 +55,10 @@ def questions(
 ) -> list[Asked]:
     """The questions of an audit, from nothing but what it holds.
 
+    Where there is a reference, what SR adds to NR and MR to SR is asked without it in the primary
+    family, and again beside it in the secondary one; what they add to original and reference is
+    primary.
+
     Args:
         order: The versions, the original first.
         settings: The settings that were asked for.
@@ -69,11 +73,16 @@ def questions(
         everything, only_variants = Holding(tuple(order), beside), Holding(tuple(variants), beside)
         if "SR" in settings:
             asked += [
-                Asked("SR over NR", pair, (alone, Holding((name,), beside)))
+                Asked("SR over NR", pair, (alone, Holding((name,), beside)), primary=not beside)
                 for name, pair in pairs.items()
             ]
             asked += [
-                Asked("compression over noise", pairs[name], (Holding((original, noise), beside),))
+                Asked(
+                    "compression over noise",
+                    pairs[name],
+                    (Holding((original, noise), beside),),
+                    primary=not beside,
+                )
                 for name, noise in noises.items()
                 if name in pairs
             ]
@@ -82,7 +91,8 @@ def questions(
                 Asked("SR over original and reference", pair, (alone,)) for pair in pairs.values()
             ]
         if "MR" in settings and len(variants) > 1:
-            asked.append(Asked("MR over SR", everything, tuple(pairs.values())))
+            over_pairs = tuple(pairs.values())
+            asked.append(Asked("MR over SR", everything, over_pairs, primary=not beside))
             if beside:
                 asked.append(Asked("MR over original and reference", everything, (alone,)))
         if "MR" in settings:

@@ -10,10 +10,11 @@ import numpy.typing as npt
 from auditor.attacks.combined import mean_rank
 from auditor.leakage.attackers import Attackers, Holding
 from auditor.leakage.learners import Float64
-from auditor.results import AttackResult, Estimate, SettingResult
+from auditor.results import Estimate, SettingResult
 from auditor.results.leakage import Setting, Supervision
 from auditor.stats.crossfitted import noise_share
-from auditor.stats.figures import attack_result
+from auditor.stats.figures import attack_result, tpr_estimates
+from auditor.stats.roc import auc_estimate
 
 Bools = npt.NDArray[np.bool_]
 
@@ -130,9 +131,7 @@ def result_of(found: Found, is_member: Bools, *, overlap: float, levels: Levels)
         overlap: Of the folds, see `Folds`.
         levels: How figures are made.
     """
-    noise = None
-    if found.repeats is not None:
-        noise = noise_share(found.repeats, is_member, overlap=overlap)
+    noise = _noise_of(found, is_member, overlap=overlap)
     figures = attack_result(
         found.signal,
         is_member,
@@ -148,23 +147,54 @@ def result_of(found: Found, is_member: Bools, *, overlap: float, levels: Levels)
         versions=list(found.holding.versions),
         with_reference=found.holding.with_reference,
         supervision=found.supervision,
-        figures=figures if noise is None else _no_worse_than_chance(figures),
+        figures=figures
+        if noise is None
+        else figures.model_copy(update={"auc": _no_worse_than_chance(figures.auc)}),
         noise_share=noise,
         learners=found.learners,
     )
 
 
-def _no_worse_than_chance(figures: AttackResult) -> AttackResult:
-    """The figures with an AUC's interval that reaches 0.5.
+def auc_and_tprs(
+    found: Found, is_member: Bools, *, overlap: float, levels: Levels
+) -> tuple[Estimate, dict[str, Estimate]]:
+    """The AUC and the TPRs of `result_of` without the rest, for what is asked of every release.
+
+    Args:
+        found: The attacker's signal.
+        is_member: Shape (n,).
+        overlap: Of the folds, see `Folds`.
+        levels: How figures are made.
+    """
+    noise = _noise_of(found, is_member, overlap=overlap)
+    inflation = math.sqrt(1 + (noise or 0.0))
+    sides = found.signal[is_member], found.signal[~is_member]
+    auc = auc_estimate(*sides, confidence=levels.confidence, inflation=inflation)
+    tprs = tpr_estimates(
+        *sides,
+        fprs=levels.fprs,
+        confidence=levels.confidence,
+        draws=levels.draws,
+        seed=levels.seed,
+        inflation=inflation,
+    )
+    return (auc if noise is None else _no_worse_than_chance(auc)), tprs
+
+
+def _noise_of(found: Found, is_member: Bools, *, overlap: float) -> float | None:
+    """The share of a cross-fitted signal's spread that is the accident of training."""
+    if found.repeats is None:
+        return None
+    return noise_share(found.repeats, is_member, overlap=overlap)
+
+
+def _no_worse_than_chance(auc: Estimate) -> Estimate:
+    """The AUC with an interval that reaches 0.5.
 
     What a learner learns from noise can be worse than chance on the very records that it is tested
     on, because what one fold has too much of the others have too little of; in the population it
     is not. So the upper end is never below 0.5.
     """
-    auc = figures.auc
     if auc.high is None or auc.high >= 0.5:
-        return figures
-    raised: Estimate = auc.model_copy(
-        update={"high": 0.5, "method": f"{auc.method}, upper end at least 0.5"}
-    )
-    return figures.model_copy(update={"auc": raised})
+        return auc
+    return auc.model_copy(update={"high": 0.5, "method": f"{auc.method}, upper end at least 0.5"})

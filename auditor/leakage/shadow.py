@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from auditor.leakage.attackers import Attackers, Holding, bases_of
+from auditor.leakage.attackers import Attackers, Holding, bases_of, matrix_of
 from auditor.leakage.blocks import Blocks
-from auditor.leakage.crossfit import STACK_STRENGTH, Learned, choose
+from auditor.leakage.crossfit import Learned, choose, train_and_judge, weigh
 from auditor.leakage.folds import (
     MOST_CHOOSING,
     MOST_TRAINED,
@@ -23,7 +23,7 @@ from auditor.leakage.folds import (
     at_most,
     stratified,
 )
-from auditor.leakage.learners import Bools, Float64, fit_logistic, fit_scaler, log_loss
+from auditor.leakage.learners import Bools, Float64, log_loss
 
 
 class Shadow(NamedTuple):
@@ -91,36 +91,40 @@ class Shadowed(Attackers):
 
     def learned(self, holding: Holding) -> Learned:
         """The signal of an attacker on the target's records, one row."""
-        self.prepare([holding])
-        parts = [self._found[base] for base in bases_of(holding)]
-        if len(parts) == 1:
-            return Learned(parts[0].target[None], {parts[0].name: 1}, is_cross_fitted=False)
-        inner = np.stack([part.inner for part in parts], axis=1)
-        target = np.stack([part.target for part in parts], axis=1)
-        scaler = fit_scaler(inner)
-        if len(scaler.kept) == 1:
-            signal = target[:, scaler.kept[0]]
-        else:
-            side = self._shadow.is_member[self._part.choosing]
-            predict = fit_logistic(scaler.apply(inner), side, STACK_STRENGTH)
-            signal = predict(scaler.apply(target))
-        return Learned(signal[None], {"logistic on log-odds": 1}, is_cross_fitted=False)
+        fitted = self._weighed(holding)
+        return Learned(fitted.target[None], {fitted.name: 1}, is_cross_fitted=False)
 
     def best_inside(self, holdings: Sequence[Holding]) -> Learned:
         """The best of several on the shadow's inner folds, applied to the target."""
-        self.prepare(holdings)
-        side = self._shadow.is_member[self._part.choosing]
-        best = min(holdings, key=lambda held: log_loss(self._found[held].inner, side))
-        return self.learned(best)
+        fitted = [self._weighed(holding, with_inner=True) for holding in holdings]
+        best = int(np.argmin([log_loss(one.inner, self._side) for one in fitted]))
+        return Learned(fitted[best].target[None], {str(best): 1}, is_cross_fitted=False)
+
+    @property
+    def _side(self) -> Bools:
+        return self._shadow.is_member[self._part.choosing]
+
+    def _weighed(self, holding: Holding, *, with_inner: bool = False) -> _Base:
+        self.prepare([holding])
+        parts = [self._found[base] for base in bases_of(holding)]
+        if len(parts) == 1:
+            return parts[0]
+        below = np.stack([part.inner for part in parts], axis=1)
+        above = np.stack([part.target for part in parts], axis=1)
+        inner = np.zeros(len(below))
+        for fold in range(N_INNER if with_inner else 0):
+            held = self._part.inner == fold
+            inner[held] = weigh(below[~held], self._side[~held], below[held])
+        return _Base(weigh(below, self._side, above), inner, "logistic on log-odds")
 
     def _train(self, base: Holding) -> _Base:
         shadow, part = self._shadow, self._part
-        features = shadow.blocks.matrix(base.versions, with_reference=base.with_reference)
-        learner, inner = choose(features, shadow.is_member, part, trees=self.may_use_trees(base))
-        rows = features[part.train]
-        scaler = fit_scaler(rows)
-        predict = learner.fit(scaler.apply(rows), shadow.is_member[part.train])
-        return _Base(predict(scaler.apply(self.matrix(base))), inner, learner.name)
+        features = matrix_of(shadow.blocks, base)
+        name, inner = choose(features, shadow.is_member, part, trees=self.may_use_trees(base))
+        target = train_and_judge(
+            features[part.train], shadow.is_member[part.train], self.matrix(base), name
+        )
+        return _Base(target, inner, name)
 
 
 def joined(shadows: Sequence[Shadow]) -> Shadow:

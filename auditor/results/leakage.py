@@ -65,8 +65,8 @@ class LeakageComparison(Result):
     )
     p_adjusted: float | None = Field(description="After Holm, over the family.")
     family: Literal["primary", "secondary"] = Field(
-        description="primary: the questions about the AUC; secondary: those about the TPR, and "
-        "'variants over original'."
+        description="primary: the AUC of the questions; secondary: their TPR, 'variants over "
+        "original', and what is asked a second time beside the reference."
     )
 
 

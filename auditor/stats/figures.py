@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from auditor.results import AttackResult, Comparison
+from auditor.results import AttackResult, Comparison, Estimate
 from auditor.stats.paired import PairedTest, holm, paired_auc, paired_tpr
 from auditor.stats.roc import auc_estimate, balanced_accuracy_estimate, tpr_estimate
 
@@ -43,22 +43,44 @@ def attack_result(
     members, nonmembers = signal[is_member], signal[~is_member]
     return AttackResult(
         auc=auc_estimate(members, nonmembers, confidence=confidence, inflation=inflation),
-        tpr_at_fpr={
-            rate_name(fpr): tpr_estimate(
-                members,
-                nonmembers,
-                fpr=fpr,
-                confidence=confidence,
-                draws=draws,
-                seed=seed,
-                inflation=inflation,
-            )
-            for fpr in fprs
-        },
+        tpr_at_fpr=tpr_estimates(
+            members,
+            nonmembers,
+            fprs=fprs,
+            confidence=confidence,
+            draws=draws,
+            seed=seed,
+            inflation=inflation,
+        ),
         balanced_accuracy=balanced_accuracy_estimate(
             members, nonmembers, confidence=confidence, seed=seed, inflation=inflation
         ),
     )
+
+
+def tpr_estimates(
+    members: Float64,
+    nonmembers: Float64,
+    *,
+    fprs: Sequence[float],
+    confidence: float,
+    draws: int,
+    seed: int,
+    inflation: float = 1.0,
+) -> dict[str, Estimate]:
+    """TPR at each rate, keyed by the rate; arguments as for `tpr_estimate`."""
+    return {
+        rate_name(fpr): tpr_estimate(
+            members,
+            nonmembers,
+            fpr=fpr,
+            confidence=confidence,
+            draws=draws,
+            seed=seed,
+            inflation=inflation,
+        )
+        for fpr in fprs
+    }
 
 
 def paired_tests(

@@ -40,6 +40,8 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
     from auditor.blind import blind_baseline
     from auditor.dist import processes
     from auditor.environment import environment, versions
+    from auditor.leakage.evidence import must_be_possible
+    from auditor.leakage.shadow_runs import open_shadows
     from auditor.records import read_records
     from auditor.report.progress import Silent
     from auditor.run import read_result
@@ -55,6 +57,8 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
     clock = time.perf_counter()
     display.note("reading records")
     records = read_records(config, subjects.model.encoder)
+    must_be_possible(config, records.is_member)
+    shadows = open_shadows(config, subjects.model.identity)
     calibrations = calibrations_of(config, subjects, records)
     records_s = time.perf_counter() - clock
 
@@ -81,8 +85,8 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
 
             clock = time.perf_counter()
             display.note("attacks, intervals and tests")
-            findings = judge.judge(config, records, plan, manifests, subjects)
-            judge.write_scores(output / "scores.parquet", config, records, findings)
+            findings = judge.judge(config, records, plan, manifests, subjects, shadows=shadows)
+            judge.write_signals(output, config, records, findings)
             statistics_s = time.perf_counter() - clock
             result = judge.assemble(
                 config,

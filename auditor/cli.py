@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 import auditor
 from auditor.config import AuditConfig, CompressConfig, Shared
-from auditor.errors import CompleakError
+from auditor.errors import CompleakError, ConfigError
 from auditor.report.progress import Display, DisplayKind
 
 app = App(
@@ -72,6 +72,10 @@ def _audit_and_show(config: AuditConfig, kind: DisplayKind) -> None:
         result = auditor.audit(config, display=shown)
     if processes().is_main and kind != "none":
         show(result)
+    if config.fail_on is not None:
+        from auditor.release import must_pass_gate
+
+        must_pass_gate(result)
 
 
 def run_compress(
@@ -163,6 +167,44 @@ def compare(
     from auditor.report.compared import show
 
     show(compare_runs(before, after, primary=primary, fprs=fpr, confidence=confidence, out=out))
+
+
+@app.command
+def release(
+    run: Path,
+    *,
+    at_most: str | None = None,
+    versions: str | None = None,
+    fail_on: Literal["over", "undecided"] | None = None,
+    out: Path | None = None,
+) -> None:
+    """Say which versions of a finished audit can be published together.
+
+    Parameters
+    ----------
+    run
+        Output folder of the audit.
+    at_most
+        What a release may give away at most: tpr=0.05@fpr=0.01, or auc=0.6.
+    versions
+        The versions that are to be published, with commas between; all when left out.
+    fail_on
+        Exit with code 3 when they break the bound: over: they are shown to lie above; undecided:
+        they are not shown to lie below.
+    out
+        File to write the result to as JSON; it must not be there yet.
+    """
+    from rich.console import Console
+
+    from auditor.release import judge_run, must_pass
+    from auditor.report.releases import releases_table
+
+    if fail_on and not at_most:
+        raise ConfigError("--fail-on needs a bound", fix="for example --at-most auc=0.6")
+    releases = judge_run(run, at_most=at_most, release=[versions] if versions else [], out=out)
+    console = Console()
+    console.print(releases_table(releases, width=console.width))
+    must_pass(releases, fail_on)
 
 
 def _teller(kind: DisplayKind) -> Callable[[str], None]:

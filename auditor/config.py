@@ -18,9 +18,11 @@ from auditor.compress import VariantSpec, parse_variant, parse_variants
 from auditor.errors import ConfigError, unknown
 from auditor.spellings import (
     MODEL_ARGS,
+    Control,
     Setting,
     parse_model_args,
     parse_source,
+    split_controls,
     split_labels,
     split_names,
     split_settings,
@@ -191,6 +193,12 @@ class AuditConfig(Shared):
         "trained on. Only then is there a lower bound on epsilon.",
     )
     delta: float = Field(0.0, ge=0, lt=1, description="Delta of the lower bounds on epsilon.")
+    controls: Annotated[tuple[Control, ...], BeforeValidator(split_controls)] = Field(
+        (),
+        description="Controls that cost a pass: noise adds, for every variant, the original plus "
+        "random noise of the same norm per matrix; retrain says how to add a model that was only "
+        "trained further.",
+    )
     fpr: Annotated[tuple[float, ...], BeforeValidator(split_names)] = Field(
         (0.001, 0.01, 0.05), description="False positive rates at which the TPR is reported."
     )

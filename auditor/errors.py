@@ -6,7 +6,8 @@
     ├── ModelError               the checkpoint cannot be used
     ├── VariantError             a variant cannot be made here
     │   └── BrokenVariantError   a variant was made, and its numbers are not numbers
-    └── StoreError               the output folder cannot be written, or holds something else
+    ├── StoreError               the output folder cannot be written, or holds something else
+    └── GateError                a release breaks the bound that it was given; exit code 3
 
 Everything that is the user's to mend is one of these and is shown without a traceback; anything
 else is a defect of this program and keeps its traceback.
@@ -64,6 +65,12 @@ class BrokenVariantError(VariantError):
 
 class StoreError(CompleakError):
     """The output folder cannot be written, or holds something else."""
+
+
+class GateError(CompleakError):
+    """A release breaks the bound that it was given: all went well, and it may not go out."""
+
+    exit_code = 3
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> ConfigError:

@@ -1,4 +1,4 @@
-"""Near-duplicates across the sides: records that share 13-grams of words.
+"""Near-duplicates: records that share 13-grams of words, with the other side or with each other.
 
 Up to 8 million grams are all kept, as 64-bit hashes; beyond that, only the grams whose hash lies
 under a bound that falls as more come in. A gram is kept in every record that holds it or in none,
@@ -6,6 +6,9 @@ so that the shared part of what is kept estimates the shared part of all.
 """
 
 import hashlib
+from array import array
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +17,15 @@ WORDS = 13
 SHARE = 0.5
 MOST = 2**23
 BLOCK = 4096
+# A gram that more records hold than this is boilerplate: it says of no two that they are alike.
+HOLDERS = 50
+# Products that are held at once while shared grams are counted.
+PRODUCTS = 2**22
 
 Hashes = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int32]
+Rows = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 NOTHING = np.zeros(0, dtype=np.uint64)
 
 
@@ -27,6 +36,20 @@ def word_grams(text: str) -> Hashes:
     grams = {" ".join(words[start : start + WORDS]) for start in range(count)}
     digests = (hashlib.blake2b(gram.encode("utf-8", "replace"), digest_size=8) for gram in grams)
     return np.sort(np.frombuffer(b"".join(d.digest() for d in digests), dtype=np.uint64))
+
+
+class _Flat(NamedTuple):
+    """What is kept of all records, one after another.
+
+    Attributes:
+        grams: Shape (g,), sorted within each record.
+        lengths: Grams of each record, shape (n,).
+        owners: The record of each gram, shape (g,).
+    """
+
+    grams: Hashes
+    lengths: Counts
+    owners: Counts
 
 
 class GramSample:
@@ -44,10 +67,14 @@ class GramSample:
         # for every record would take as much again for itself.
         self._blocks: list[tuple[Hashes, Counts]] = []
         self._latest: list[Hashes] = []
+        # A hash over all grams of each record, thinned or not: alike where they are the same.
+        self._wholes = array("Q")
 
     def add(self, text: str) -> None:
         """Add the next record."""
-        grams = self._thinned(word_grams(text))
+        whole = word_grams(text)
+        self._wholes.frombytes(hashlib.blake2b(whole.tobytes(), digest_size=8).digest())
+        grams = self._thinned(whole)
         self._latest.append(grams)
         self._total += len(grams)
         if len(self._latest) >= BLOCK:
@@ -74,19 +101,23 @@ class GramSample:
         counts = np.bincount(owners[kept], minlength=len(lengths))
         return grams[kept], counts.astype(np.int32)
 
-    def near_duplicates(
-        self, is_member: npt.NDArray[np.bool_], usable: npt.NDArray[np.bool_]
-    ) -> npt.NDArray[np.bool_]:
+    def _flat(self) -> _Flat:
+        self._close_block()
+        lengths = np.concatenate([lengths for _, lengths in self._blocks])
+        return _Flat(
+            grams=np.concatenate([grams for grams, _ in self._blocks]),
+            lengths=lengths,
+            owners=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+        )
+
+    def near_duplicates(self, is_member: Bools, usable: Bools) -> Bools:
         """Records that share at least half of their grams with the other side.
 
         Args:
             is_member: Shape (n,).
             usable: Records that are audited, shape (n,); only they are compared.
         """
-        self._close_block()
-        flat = np.concatenate([grams for grams, _ in self._blocks])
-        lengths = np.concatenate([lengths for _, lengths in self._blocks])
-        owners = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        flat, lengths, owners = self._flat()
         found = np.zeros(len(lengths), dtype=np.bool_)
         for side in (is_member & usable, ~is_member & usable):
             own = np.flatnonzero(side[owners])
@@ -96,8 +127,111 @@ class GramSample:
             found |= side & (lengths > 0) & (counts >= SHARE * lengths)
         return found
 
+    def groups(self, usable: Bools, *, holders: int = HOLDERS) -> Rows:
+        """Groups of records that are near-duplicates of each other, on either side.
 
-def _stands_in(values: Hashes, ordered: Hashes) -> npt.NDArray[np.bool_]:
+        Two records are near-duplicates when they share at least half of the grams of the shorter
+        one, and a group is all that hang together by such pairs. Grams of more than `holders`
+        records are counted neither as shared nor in the lengths; copies count as one record there.
+        Records with the very same grams are one group, whatever else was left out or thinned.
+
+        Args:
+            usable: Records that are audited, shape (n,).
+            holders: Records that may hold a gram before it is boilerplate.
+
+        Returns:
+            int64, shape (n,): 0, 1, ... in the order of each group's first record, -1 for records
+            that are not usable.
+        """
+        flat = self._flat()
+        n = len(flat.lengths)
+        found = np.full(n, -1, dtype=np.int64)
+        rows = np.flatnonzero(usable)
+        if not len(rows):
+            return found
+        wholes = np.frombuffer(self._wholes, dtype=np.uint64)[rows]
+        # What follows is about one record of each set of copies.
+        _, first, copy_of = np.unique(wholes, return_index=True, return_inverse=True)
+        number = np.full(n, -1, dtype=np.int64)
+        number[rows[first]] = np.arange(len(first))
+        own = number[flat.owners] >= 0
+        parts = _connected(flat.grams[own], number[flat.owners[own]], len(first), holders)
+        found[rows] = _in_order(parts[copy_of])
+        return found
+
+
+def _connected(grams: Hashes, owners: Rows, n: int, holders: int) -> Rows:
+    """Which records hang together by pairs that share at least half of the shorter one's grams.
+
+    Args:
+        grams: Shape (g,), each at most once in a record.
+        owners: The record of each gram, shape (g,).
+        n: Records.
+        holders: Grams of more records than this are left out.
+
+    Returns:
+        A number for each record, shape (n,).
+    """
+    from scipy.sparse import coo_array, csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    order = np.argsort(grams, kind="stable")
+    starts = np.flatnonzero(np.diff(grams[order], prepend=~grams[order[:1]]))
+    sizes = np.diff(starts, append=len(grams))
+    counted = np.repeat(sizes <= holders, sizes)
+    lengths = np.bincount(owners[order[counted]], minlength=n)
+    # Only grams that several records hold make pairs.
+    several = (sizes > 1) & (sizes <= holders)
+    held = order[np.repeat(several, sizes)]
+    columns = np.repeat(np.arange(several.sum()), sizes[several])
+    ones = np.ones(len(held), dtype=np.int32)
+    holds = csr_array((ones, (owners[held], columns)), shape=(n, int(several.sum())))
+    left: list[Rows] = [np.zeros(0, np.int64)]
+    right = left.copy()
+    for some, shared in _products(holds, lengths, sizes[several]):
+        pairs = coo_array(shared)
+        rows = some[pairs.row]
+        # The longer of a pair need not see it: the shorter one does.
+        alike = pairs.data >= SHARE * lengths[rows]
+        left.append(rows[alike])
+        right.append(pairs.col[alike].astype(np.int64))
+    edges = (np.concatenate(left), np.concatenate(right))
+    graph = coo_array((np.ones(len(edges[0]), dtype=np.int8), edges), shape=(n, n))
+    _, parts = connected_components(graph.tocsr(), directed=False)
+    return np.asarray(parts, dtype=np.int64)
+
+
+def _products(holds: Any, lengths: Rows, sizes: Rows) -> Iterator[tuple[Rows, Any]]:  # noqa: ANN401
+    """How many grams records share with every other record, some rows at a time.
+
+    Of a record of which more than half is its own, nobody shares half: its row is left out.
+
+    Args:
+        holds: Sparse, shape (n, g): 1 where a record holds a gram.
+        lengths: Grams of each record, shape (n,), those included that nobody shares.
+        sizes: Records that hold each gram, shape (g,).
+
+    Yields:
+        Numbers of some records, and their rows of the sparse (n, n) matrix of counts.
+    """
+    shared = np.diff(holds.indptr)
+    rows = np.flatnonzero((shared > 0) & (shared >= SHARE * lengths))
+    work = np.cumsum((holds @ sizes)[rows])
+    turned = holds.T.tocsr()
+    for some in np.split(rows, np.flatnonzero(np.diff(work // PRODUCTS)) + 1):
+        if len(some):
+            yield some, holds[some] @ turned
+
+
+def _in_order(labels: Rows) -> Rows:
+    """The same partition, numbered in the order of each part's first place."""
+    _, first, part = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[part]
+
+
+def _stands_in(values: Hashes, ordered: Hashes) -> Bools:
     """Whether each value is among `ordered`, which is sorted; nothing is sorted again."""
     if not len(ordered):
         return np.zeros(len(values), dtype=np.bool_)

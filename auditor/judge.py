@@ -9,21 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from auditor.attacks.signals import Signals, applicable, compute_signals
-from auditor.calibration import MEMBERS_SOURCE
+from auditor.caveats import caveats
 from auditor.compress import VariantSpec
-from auditor.compress.receipt import UNTOUCHED
+from auditor.compress.noise import is_noise, noise_name
 from auditor.config import AuditConfig
 from auditor.errors import ConfigError, ModelError
 from auditor.files import write_text, written_whole
 from auditor.results import (
     Artifact,
     AuditResult,
-    BlindBaseline,
     Comparison,
     ModelIdentity,
     Timings,
     VariantResult,
-    Warned,
 )
 from auditor.stats.figures import attack_result, compare
 from auditor.store import Manifest
@@ -31,14 +29,14 @@ from auditor.subject import REFERENCE, Subjects
 
 if TYPE_CHECKING:
     from auditor.blind import Blind
+    from auditor.leakage.judge import Judged
     from auditor.records import Records
+    from auditor.run import Run
     from auditor.scoring.variants import Pass
 
 ORIGINAL = "original"
 # A variant whose perplexity is over this many times the original's is not published like this.
 BROKEN_RATIO = 10.0
-# Below this share of what it could have compressed, a variant is worth a word.
-LITTLE = 0.5
 
 
 class Findings(NamedTuple):
@@ -53,6 +51,8 @@ class Findings(NamedTuple):
         primary: The attack named before the run.
         identities: Of the audited model and of the reference, with parameter counts.
         stored: Folder of every version's token statistics, in `tokens/`.
+        without_noise: Controls that were asked for and are not there, with the reason.
+        judged: What versions give away beside each other and together, where it was asked for.
     """
 
     signals: dict[str, Signals]
@@ -63,6 +63,8 @@ class Findings(NamedTuple):
     primary: str
     identities: dict[str, ModelIdentity]
     stored: dict[str, str]
+    without_noise: dict[str, str]
+    judged: "Judged | None" = None
 
 
 def choose_attacks(
@@ -94,6 +96,8 @@ def judge(
     plan: Mapping[str, "Pass"],
     manifests: Mapping[str, Manifest],
     subjects: Subjects,
+    *,
+    shadows: "Sequence[Run]" = (),
 ) -> Findings:
     """Run attacks and statistics on what is stored; no model is run.
 
@@ -143,8 +147,22 @@ def judge(
     identities = {
         name: manifests[name].identity for name in (ORIGINAL, REFERENCE) if name in manifests
     }
-    stored = {name: step.store.folder.name for name, step in plan.items()}
-    return Findings(signals, variants, comparisons, attacks, left_out, primary, identities, stored)
+    found = Findings(
+        signals,
+        variants,
+        comparisons,
+        attacks,
+        left_out,
+        primary,
+        identities,
+        stored={name: step.store.folder.name for name, step in plan.items()},
+        without_noise={
+            name: found.reason or "it is broken"
+            for name, found in manifests.items()
+            if is_noise(name) and found.status == "broken"
+        },
+    )
+    return found._replace(judged=_beyond(config, records, plan, found, subjects, shadows=shadows))
 
 
 def _variant(
@@ -192,20 +210,84 @@ def _variant(
     )
 
 
-def write_scores(path: Path, config: AuditConfig, records: "Records", findings: Findings) -> None:
-    """Write `scores.parquet`: a row per version and record, versions one after another.
+def _beyond(
+    config: AuditConfig,
+    records: "Records",
+    plan: Mapping[str, "Pass"],
+    findings: Findings,
+    subjects: Subjects,
+    *,
+    shadows: "Sequence[Run]",
+) -> "Judged | None":
+    """What versions give away beside each other and together, where that was asked for."""
+    from auditor.leakage.evidence import Evidence
+    from auditor.leakage.judge import is_wanted, judge_leakage
+    from auditor.leakage.shadow_runs import read_shadow
+
+    usable = [found for found in findings.variants if found.status == "ok"]
+    if not is_wanted(config) or len(usable) < 2:
+        return None
+    evidence = Evidence(
+        ids=records.ids,
+        is_member=records.is_member,
+        groups=records.groups,
+        stores={found.variant: plan[found.variant].store for found in usable},
+        noises={
+            found.variant: plan[noise_name(found.variant)].store
+            for found in usable
+            if noise_name(found.variant) in findings.signals
+        },
+        reference=plan[REFERENCE].store if REFERENCE in plan else None,
+        same_tokens=subjects.same_tokens,
+        signals={found.variant: findings.signals[found.variant].by_attack for found in usable},
+        perplexities={
+            found.variant: findings.signals[found.variant].perplexity for found in usable
+        },
+        primary=findings.primary,
+        left_out={
+            found.variant: found.reason or "it is broken"
+            for found in findings.variants
+            if found.status != "ok"
+        },
+    )
+    return judge_leakage(evidence, config, shadow=read_shadow(shadows, config))
+
+
+def write_signals(
+    output: Path,
+    config: AuditConfig,
+    records: "Records",
+    findings: Findings,
+) -> None:
+    """Write `scores.parquet` and, where versions were judged together, `exposure.parquet`.
 
     Raises:
         StoreError: The folder cannot be written.
     """
+    _write_scores(output / "scores.parquet", config, records, findings)
+    _write_exposure(output / "exposure.parquet", records, findings.judged)
+
+
+def _write_scores(
+    path: Path,
+    config: AuditConfig,
+    records: "Records",
+    findings: Findings,
+) -> None:
+    """A row per version and record, versions one after another.
+
+    A signal that says nothing about a version is null in its rows.
+    """
     n = len(records)
+    beside = findings.judged.signals if findings.judged is not None else {}
+    more = dict.fromkeys(name for found in beside.values() for name in found)
     schema = [
         ("record_id", pa.string()),
         ("variant", pa.string()),
         ("is_member", pa.bool_()),
         ("n_tokens", pa.int64()),
         ("group", pa.int64()),
-        *((attack, pa.float64()) for attack in findings.attacks),
+        *((attack, pa.float64()) for attack in (*findings.attacks, *more)),
     ]
     if config.include_text:
         schema.append(("text", pa.string()))
@@ -216,13 +298,36 @@ def write_scores(path: Path, config: AuditConfig, records: "Records", findings: 
                 "variant": [name] * n,
                 "is_member": records.is_member,
                 "n_tokens": records.n_tokens.astype(np.int64),
-                "group": getattr(records, "groups", np.arange(n)),
+                "group": records.groups,
                 **found.by_attack,
+                **{
+                    column: beside.get(name, {}).get(column, pa.nulls(n, pa.float64()))
+                    for column in more
+                },
             }
             if config.include_text:
                 texts = records.texts(np.arange(n))
                 columns["text"] = [text.prompt + text.text for text in texts]
             writer.write_table(pa.table(columns, schema=pa.schema(schema)))
+
+
+def _write_exposure(path: Path, records: "Records", judged: "Judged | None") -> None:
+    """A row per record: what it gives away under NR, SR and MR.
+
+    `nr`, `sr` and `mr` are out-of-fold probabilities of membership at even odds, from the original
+    alone, from the best pair and from all versions.
+    """
+    if judged is None:
+        path.unlink(missing_ok=True)
+        return
+    columns: dict[str, Any] = {
+        "record_id": records.ids.tolist(),
+        "is_member": records.is_member,
+        "group": records.groups,
+        **judged.together,
+    }
+    with written_whole(path) as part:
+        pq.write_table(pa.table(columns), part)
 
 
 def assemble(
@@ -246,7 +351,7 @@ def assemble(
         reference=findings.identities.get(REFERENCE),
         records=records.summary,
         artifacts=artifacts,
-        warnings=_warnings(config, records, blind.result, blind.warnings, findings),
+        warnings=caveats(config, records, blind, findings),
         blind=blind.result,
         primary_attack=findings.primary,
         attacks=findings.attacks,
@@ -254,84 +359,10 @@ def assemble(
         confidence=config.confidence,
         variants=findings.variants,
         comparisons=findings.comparisons,
+        leakage=findings.judged.leakage if findings.judged is not None else None,
         stored=findings.stored,
         timings=timings,
     )
-
-
-def _warnings(
-    config: AuditConfig,
-    records: "Records",
-    blind: BlindBaseline,
-    blind_warnings: Sequence[Warned],
-    findings: Findings,
-) -> list[Warned]:
-    found = [*records.warnings, *blind_warnings]
-    for variant in findings.variants:
-        found += _variant_warnings(variant)
-    if config.limit is not None:
-        found.append(
-            Warned(
-                code="limited",
-                message=f"Only the first {config.limit} records of each side were read (--limit).",
-                severity="warning",
-            )
-        )
-    for flag, code, message in (
-        (config.trust_remote_code, "remote-code", "Code that came with the checkpoint was run."),
-        (config.allow_pickle, "pickle", "Weights were allowed to be read from pickle files."),
-    ):
-        if flag:
-            found.append(Warned(code=code, message=message, severity="warning"))
-    for name, reason in findings.left_out.items():
-        if findings.identities.get(REFERENCE) is not None:
-            found.append(
-                Warned(code="attack-left-out", message=f"{name}: {reason}.", severity="info")
-            )
-    weight = {"severe": 0, "warning": 1, "info": 2}
-    return sorted(found, key=lambda warned: weight[warned.severity])
-
-
-def _variant_warnings(variant: VariantResult) -> list[Warned]:
-    found: list[Warned] = []
-    name, receipt = variant.variant, variant.receipt
-    if receipt is not None:
-        # Of a variant that was made here the notes stand in its receipt; of a published one they
-        # may say that it is a version of something else.
-        notes = receipt.notes if receipt.method is not None else []
-        for code, sentences in (("library-repaired", receipt.repairs), ("note", notes)):
-            found += [
-                Warned(code=code, message=f"{name}: {sentence}", severity="info")
-                for sentence in sentences
-            ]
-        left = sum(item.n_parameters for item in receipt.skipped if item.reason in UNTOUCHED)
-        share = receipt.n_compressed / max(1, receipt.n_compressed + left)
-        if receipt.compressed and share < LITTLE:
-            found.append(
-                Warned(
-                    code="little-compressed",
-                    message=f"{name} compressed only {100 * share:.0f}% of the weights that it is "
-                    "for; the rest stayed in full precision (see its receipt).",
-                    severity="warning",
-                )
-            )
-        if receipt.calibration is not None and receipt.calibration.source == MEMBERS_SOURCE:
-            found.append(
-                Warned(
-                    code="calibrated-on-members",
-                    message=f"{name} was calibrated on members of this audit, on purpose.",
-                    severity="info",
-                )
-            )
-    if variant.status == "broken":
-        found.append(
-            Warned(
-                code="broken-variant",
-                message=f"{name} is broken and is compared with nothing: {variant.reason}.",
-                severity="severe",
-            )
-        )
-    return found
 
 
 def write_result(path: Path, result: AuditResult) -> None:

@@ -70,6 +70,8 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     count = n_parameters(subjects.model.checkpoint)
     tokens = int(records.n_tokens.sum())
     n_passes = len(config.variants) + (subjects.reference is not None)
+    if "noise" in config.controls:
+        n_passes += len(config.variants) - 1
     table = new_table("plan", "")
     members, nonmembers = records.summary.members, records.summary.nonmembers
     table.add_row("model", f"{config.model} ({subjects.model.identity.model_type})")

@@ -65,6 +65,8 @@ class Records:
         ids: Shape (n,), 16 hex digits each.
         is_member: bool, shape (n,).
         n_tokens: int64, shape (n,): tokens of each record after truncation.
+        groups: int64, shape (n,): near-duplicates of each other, on either side, have the same
+            number; 0, 1, ... in the order of each group's first record.
         summary: Counts of what was found.
         warnings: What the reader must know.
     """
@@ -72,6 +74,7 @@ class Records:
     ids: npt.NDArray[np.str_]
     is_member: npt.NDArray[np.bool_]
     n_tokens: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
     summary: RecordsSummary
     warnings: list[Warned]
     _source: npt.NDArray[np.int64] = field(repr=False)
@@ -240,6 +243,7 @@ def _checked(
         ids=ids[kept],
         is_member=member[kept],
         n_tokens=lengths[kept],
+        groups=grams.groups(kept)[kept],
         summary=summary,
         warnings=_warnings(summary, p_value),
         _source=found.source[kept],

@@ -6,6 +6,7 @@ from auditor.compress import parse_variants
 from auditor.errors import ConfigError, unknown
 
 Setting = Literal["NR", "SR", "MR"]
+Control = Literal["noise", "retrain"]
 MODEL_ARGS = ("revision", "subfolder", "dtype", "attn_implementation", "max_length", "tokenizer")
 
 
@@ -84,6 +85,15 @@ def split_settings(value: Any) -> Any:  # noqa: ANN401
         if name not in get_args(Setting):
             raise unknown("setting", name, get_args(Setting))
     return tuple(name for name in get_args(Setting) if name in given)
+
+
+def split_controls(value: Any) -> Any:  # noqa: ANN401
+    """Names of controls."""
+    names = split_names(value)
+    for name in names if isinstance(names, tuple) else ():
+        if name not in get_args(Control):
+            raise unknown("control", str(name), get_args(Control))
+    return names
 
 
 def split_labels(value: Any) -> Any:  # noqa: ANN401

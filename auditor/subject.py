@@ -1,6 +1,6 @@
 """The models of an audit, opened and identified before anything is run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from auditor.compress import COMPRESSORS, VariantSpec
 from auditor.compress.checkpoint import (
     Checkpoint,
+    CompressedModel,
     Placement,
     context_tokens,
     load_tokenizer,
@@ -15,6 +16,7 @@ from auditor.compress.checkpoint import (
     tokenizer_sha256,
 )
 from auditor.compress.make import check_possible, compress
+from auditor.compress.noise import imitate, noise_name
 from auditor.compress.options import CheckpointOptions
 from auditor.config import AuditConfig
 from auditor.environment import installed, place
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from auditor.records import Records
 
 REFERENCE = "reference"
+Make = Callable[[Checkpoint, Placement], CompressedModel]
 
 
 @dataclass(frozen=True)
@@ -163,26 +166,18 @@ def passes(
     calibrations: "Mapping[str, Calibration]",
     root: Path,
 ) -> dict[str, Pass]:
-    """What is to be scored, by name: the original, the reference, then the variants.
+    """What is to be scored, by name: the original, the reference, the variants, their controls.
 
     The original comes first because every comparison needs it, the reference second because the
-    strongest attacks do.
+    strongest attacks do. Controls come last, because noise is made from a variant's receipt.
     """
     shards = plan_shards(records.n_tokens)
     found: dict[str, Pass] = {}
 
-    def add(name: str, subject: Subject, spec: VariantSpec) -> None:
-        calibration = calibrations.get(getattr(spec.options, "calibration", ""))
-        fingerprint = _fingerprint(subject, spec, records.summary.sha256)
-        if calibration is not None:
-            fingerprint["calibration"] = calibration.use.sha256
-        if version := subjects.published.get(spec.label):
-            fingerprint["checkpoint"] = version.checkpoint.sha256
+    def add(name: str, subject: Subject, make: Make, fingerprint: Mapping[str, Any]) -> None:
         found[name] = Pass(
             name=name,
-            make=lambda: compress(
-                subject.checkpoint, spec, subject.placement, calibration=calibration
-            ),
+            make=lambda: make(subject.checkpoint, subject.placement),
             encoder=subject.encoder,
             store=VariantStore(
                 root, name, fingerprint=fingerprint, shards=shards, record_ids=records.ids
@@ -191,12 +186,30 @@ def passes(
             identity=subject.identity,
         )
 
+    def add_variant(name: str, subject: Subject, spec: VariantSpec) -> None:
+        calibration = calibrations.get(getattr(spec.options, "calibration", ""))
+        fingerprint = _fingerprint(subject, spec, records.summary.sha256)
+        if calibration is not None:
+            fingerprint["calibration"] = calibration.use.sha256
+        if version := subjects.published.get(spec.label):
+            fingerprint["checkpoint"] = version.checkpoint.sha256
+        add(name, subject, lambda c, p: compress(c, spec, p, calibration=calibration), fingerprint)
+
+    def add_noise(like: VariantStore) -> None:
+        name, seed = noise_name(like.name), config.seed
+        fingerprint = _fingerprint(subjects.model, original, records.summary.sha256)
+        fingerprint |= {"variant": name, "noise_like": like.fingerprint, "seed": seed}
+        add(name, subjects.model, lambda c, p: imitate(c, like, p, seed=seed), fingerprint)
+
     original, *others = config.variant_specs
-    add(original.label, subjects.model, original)
+    add_variant(original.label, subjects.model, original)
     if subjects.reference is not None:
-        add(REFERENCE, subjects.reference, original)
+        add_variant(REFERENCE, subjects.reference, original)
     for spec in others:
-        add(spec.label, subjects.model, spec)
+        add_variant(spec.label, subjects.model, spec)
+    if "noise" in config.controls:
+        for spec in others:
+            add_noise(found[spec.label].store)
     return found
 
 

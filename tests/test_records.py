@@ -7,12 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from auditor.config import AuditConfig
 from auditor.errors import RecordsError
-from auditor.grams import GramSample, word_grams
 from auditor.records import Records, read_records, record_id
 from auditor.scoring.encode import Encoder, RecordText
 from tests.tiny import byte_tokenizer
@@ -144,46 +141,18 @@ def test_unequal_lengths_are_warned_about(tmp_path: Path) -> None:
     assert not same.warnings
 
 
-def naive_near(texts: list[str], member: list[bool]) -> list[bool]:
-    def grams(text: str) -> set[tuple[str, ...]]:
-        words = text.lower().split()
-        return (
-            {tuple(words[i : i + 13]) for i in range(max(1, len(words) - 12))} if words else set()
-        )
-
-    found = []
-    for text, side in zip(texts, member, strict=True):
-        others = [grams(t) for t, s in zip(texts, member, strict=True) if s != side]
-        other: set[tuple[str, ...]] = set().union(*others)
-        own = grams(text)
-        found.append(bool(own) and 2 * len(own & other) >= len(own))
-    return found
-
-
-@given(data=st.data())
-@settings(deadline=None, max_examples=40)
-def test_near_duplicates_against_plain_sets(data: st.DataObject) -> None:
-    base = [f"w{i}" for i in range(40)]
-    texts, member = [], []
-    for _ in range(data.draw(st.integers(1, 8))):
-        start, size = data.draw(st.integers(0, 30)), data.draw(st.integers(0, 40))
-        texts.append(" ".join(base[start : start + size]))
-        member.append(data.draw(st.booleans()))
-    sample = GramSample()
-    for text in texts:
-        sample.add(text)
-    usable = np.ones(len(texts), bool)
-    assert sample.near_duplicates(np.array(member), usable).tolist() == naive_near(texts, member)
-
-
-def test_thinned_grams_still_find_copies() -> None:
-    rng = np.random.default_rng(0)
-    texts = [" ".join(map(str, rng.integers(0, 10**6, 200))) for _ in range(60)]
-    changed = [" ".join(text.split()[:180]) for text in texts[:30]]
-    sample = GramSample(most=4000)
-    for text in texts + changed:
-        sample.add(text)
-    member = np.arange(90) < 60
-    found = sample.near_duplicates(member, np.ones(90, bool))
-    assert found.tolist() == [True] * 30 + [False] * 30 + [True] * 30
-    assert sum(len(word_grams(text)) for text in texts + changed) > 2 * 4000
+def test_near_duplicates_have_the_same_group(tmp_path: Path) -> None:
+    words = [[f"{name}{i}" for i in range(30)] for name in "abcd"]
+    texts = [" ".join(some) for some in words]
+    cut = " ".join(words[1][:20])  # 8 of its 8 grams stand in the second text
+    mixed = " ".join(words[2][:15] + words[3][:15])  # 3 and 3 of 18
+    # What is left out before, between and after must not shift the groups of the others.
+    members = ["", *texts[:2], "x", texts[0], cut]
+    nonmembers = ["y", texts[2], texts[1] + " more", mixed, texts[3]]
+    records = read(tmp_path, rows(members), rows(nonmembers))
+    assert records.is_member.tolist() == [True] * 3 + [False] * 4
+    assert records.groups.tolist() == [0, 1, 1, 2, 1, 3, 4]
+    assert records.groups.dtype == np.int64
+    assert records.groups.shape == records.ids.shape
+    near = records.summary.members.n_near_duplicates, records.summary.nonmembers.n_near_duplicates
+    assert near == (2, 1)

@@ -226,18 +226,16 @@ def test_where_all_say_the_same_no_version_stands_out() -> None:
 
 def test_advice_finds_nothing_in_noise() -> None:
     """Under the null a gain is claimed in no more than the share that the level allows."""
-    claims = 0
-    for seed in range(40):
-        found = attackers({}, names=REAL[:3], n=240)
-        rng = np.random.default_rng(seed)
-        member = rng.permutation(found.is_member)
-        folds = draw_folds(member, np.arange(240), n_folds=3, n_repeats=2, seed=seed)
-        drawn = Attackers(found.blocks, member, folds, order=REAL[:3], trees=False)
+    found, trials, claims = attackers({}, names=REAL[:2], n=200), 24, 0
+    for seed in range(trials):
+        member = np.random.default_rng(seed).permutation(found.is_member)
+        folds = draw_folds(member, np.arange(200), n_folds=2, n_repeats=2, seed=seed)
+        drawn = Attackers(found.blocks, member, folds, order=REAL[:2], trees=False)
         levels = Levels((), 0.95, 200, seed)
         releases = judge_releases(drawn, PERPLEXITY, levels=levels, with_reference=False)
         assert releases.metric == "auc"
         claims += not releases.advice.startswith("No difference is shown")
-    assert claims <= 40 * 0.05 + 3 * np.sqrt(40 * 0.05 * 0.95)
+    assert claims <= trials * 0.05 + 3 * np.sqrt(trials * 0.05 * 0.95)
 
 
 @given(
@@ -268,8 +266,8 @@ def test_a_beam_holds_what_it_must() -> None:
     assert {*((name,) for name in names), names, gate} <= set(found)
     assert all(held == tuple(sorted(held)) for held in found)
     for size in range(2, 10):
-        of_size = [held for held in found if len(held) == size and held != gate]
-        assert len(of_size) == 4 - (gate in found[:-1] and size == 5)
+        of_size = [held for held in found if len(held) == size]
+        assert 4 <= len(of_size) <= 4 + (size == len(gate))
         # Without interplay the least of each size is the least of one less and one more.
         assert min(of_size, key=leakage) == tuple(sorted(sorted(names, key=own.get)[:size]))
     assert len(set(asked)) < len(every_set(names)) / 3
@@ -293,7 +291,7 @@ def test_above_the_most_variants_sets_are_searched(
 def test_from_stored_scores(tmp_path: Path) -> None:
     """The whole way: token statistics on disk, features, attackers, releases."""
     rng = np.random.default_rng(3)
-    n, names = 260, ("original", "prune-magnitude", "bnb-nf4")
+    n, names = 260, ("original", "prune-magnitude", "bnb-int8")
     member = rng.permutation(np.arange(n) % 2 == 0)
     lengths = rng.integers(15, 40, n)
     ids = np.array([f"{i:016x}" for i in range(n)])

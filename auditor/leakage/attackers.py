@@ -21,6 +21,8 @@ from auditor.leakage.learners import Float32, Float64
 
 # Below this many numbers to learn from, starting processes costs more than it saves.
 WORTH_PROCESSES = 20_000_000
+# Numbers that the signals of all sets of versions may take together before they are not kept.
+KEPT = 2**25
 
 
 class Holding(NamedTuple):
@@ -73,15 +75,21 @@ class Attackers:
         """Fit what these attackers need, in as many processes as there are cores."""
         needed = dict.fromkeys(base for holding in holdings for base in bases_of(holding))
         todo = [base for base in needed if base not in self._bases]
+        if not todo:
+            return
         size = sum(self.matrix(base).size for base in todo[:1]) * len(todo)
         for base, found in zip(todo, self._fit_all(todo, size=size), strict=True):
             self._bases[base] = found
 
     def learned(self, holding: Holding) -> Learned:
         """The signal of an attacker."""
-        if holding not in self._signals:
-            self._signals[holding] = learned(self._fitted(holding), self.folds)
-        return self._signals[holding]
+        if holding in self._signals:
+            return self._signals[holding]
+        found = learned(self._fitted(holding), self.folds)
+        # Of many records the signals of all 2^v sets would fill the memory: they are cheap to weigh.
+        if len(holding.versions) <= 2 or found.repeats.size * 2 ** len(self.order) <= KEPT:
+            self._signals[holding] = found
+        return found
 
     def best_inside(self, holdings: Sequence[Holding]) -> Learned:
         """The best of several attackers, chosen inside the folds."""

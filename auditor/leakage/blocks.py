@@ -82,7 +82,7 @@ def read_blocks(
     original = next(iter(stores))
     blocks: Blocks | None = None
     for rows, by_version, beside in _side_by_side(stores, reference):
-        part = _of_shard(
+        part = of_scores(
             by_version, pairs, original=original, beside=beside, same_tokens=same_tokens
         )
         if blocks is None:
@@ -103,7 +103,7 @@ def _side_by_side(
         yield shards[0].records, own, shards[-1].scores if others else None
 
 
-def _of_shard(
+def of_scores(
     scores: Mapping[str, Scores],
     pairs: Sequence[Pair],
     *,
@@ -111,6 +111,16 @@ def _of_shard(
     beside: Scores | None,
     same_tokens: bool,
 ) -> Blocks:
+    """The features of the records of some scores.
+
+    Args:
+        scores: By version, the same records.
+        pairs: As for `read_blocks`.
+        original: Name of the original.
+        beside: The reference's scores of these records, or None.
+        same_tokens: Whether it has the model's tokenizer.
+    """
+
     def single(block: npt.NDArray[np.floating]) -> Float32:
         return block.astype(np.float32)
 

@@ -1,6 +1,6 @@
 """What is stored of an audit, as far as more than one version at a time is concerned."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -62,11 +62,17 @@ class Evidence(NamedTuple):
         return {**self.stores, **{store.name: store for store in self.noises.values()}}
 
     def pairs(self, config: AuditConfig) -> list[tuple[str, str]]:
-        """The pairs whose difference is looked at; the original with itself is a control."""
-        original, *variants = self.order
-        beside = (original, *variants, *(store.name for store in self.noises.values()))
-        pairs = [(original, name) for name in beside]
-        return [*pairs, *combinations(variants, 2)] if "MR" in config.settings else pairs
+        """The pairs of versions whose difference is looked at."""
+        original = self.order[0]
+        noises = [(original, store.name) for store in self.noises.values()]
+        return [*pairs_of(self.order, config), *noises]
+
+
+def pairs_of(order: Sequence[str], config: AuditConfig) -> list[tuple[str, str]]:
+    """Every variant with the original, and for MR with the others; the first is a control."""
+    original, *variants = order
+    pairs = [(original, name) for name in order]
+    return [*pairs, *combinations(variants, 2)] if "MR" in config.settings else pairs
 
 
 def must_be_possible(config: AuditConfig, is_member: Bools) -> None:

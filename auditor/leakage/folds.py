@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from auditor.errors import ConfigError
+from auditor.errors import ConfigError, RecordsError
 
 N_INNER = 3
 # A learner of some hundred weights learns no more from the next record; what choosing costs is
@@ -62,7 +62,8 @@ def draw_folds(is_member: Bools, groups: Rows, *, n_folds: int, n_repeats: int, 
         seed: Of the draws.
 
     Raises:
-        ConfigError: A fold would lack one of the sides.
+        ConfigError: There are too few records for so many folds.
+        RecordsError: Near-duplicates leave a learner with one side alone.
     """
     must_fill(n_folds, int(is_member.sum()), int((~is_member).sum()))
     rng = np.random.default_rng(seed)
@@ -74,7 +75,11 @@ def draw_folds(is_member: Bools, groups: Rows, *, n_folds: int, n_repeats: int, 
             train = at_most(np.flatnonzero(number != k), MOST_TRAINED, rng)
             choosing = at_most(train, MOST_CHOOSING, rng)
             inner = stratified(is_member[choosing], groups[choosing], N_INNER, rng)
-            parts.append(Part(np.flatnonzero(number == k), train, choosing, inner))
+            part = Part(np.flatnonzero(number == k), train, choosing, inner)
+            must_teach(part, is_member, groups)
+            if not len(part.test):
+                raise _too_alike(groups)
+            parts.append(part)
             n_trained += len(train)
         repeats.append(parts)
     return Folds(repeats, n_trained / (n_repeats * n_folds * len(is_member)))
@@ -93,6 +98,34 @@ def must_fill(n_folds: int, n_members: int, n_nonmembers: int) -> None:
             seen=f"{n_members} members and {n_nonmembers} nonmembers",
             fix="give more records, or a smaller --folds",
         )
+
+
+def must_teach(part: Part, is_member: Bools, groups: Rows) -> None:
+    """Refuse folds that leave a learner with one side alone.
+
+    Args:
+        part: Where learners are trained and chosen.
+        is_member: Shape (n,).
+        groups: Near-duplicates, shape (n,).
+
+    Raises:
+        RecordsError: So many records are near-duplicates of each other that one fold has a side.
+    """
+    taught = [part.train, *(part.choosing[part.inner != fold] for fold in range(N_INNER))]
+    if any(is_member[rows].all() or not is_member[rows].any() for rows in taught) or (
+        len(np.unique(part.inner)) < N_INNER
+    ):
+        raise _too_alike(groups)
+
+
+def _too_alike(groups: Rows) -> RecordsError:
+    sizes = np.unique(groups, return_counts=True)[1]
+    return RecordsError(
+        "learned attacks need members and nonmembers in every fold, and near-duplicates share one",
+        seen=f"{len(groups)} records in {len(sizes)} groups of near-duplicates, "
+        f"{sizes.max()} in the largest",
+        fix="leave near-duplicates out of the records, or ask for attacks that are not learned",
+    )
 
 
 def stratified(is_member: Bools, groups: Rows, n_folds: int, rng: np.random.Generator) -> Rows:
@@ -121,7 +154,7 @@ def stratified(is_member: Bools, groups: Rows, n_folds: int, rng: np.random.Gene
     for one in order:
         rows = by_group[ends[one] - sizes[one] : ends[one]]
         held = np.array([(~is_member[rows]).sum(), is_member[rows].sum()])
-        fold = int(np.argmin(((filled + held) ** 2).sum(axis=1)))
+        fold = int(np.argmin(filled @ held))
         number[rows] = fold
         filled[fold] += held
     for side in (0, 1):
@@ -132,22 +165,14 @@ def stratified(is_member: Bools, groups: Rows, n_folds: int, rng: np.random.Gene
 
 def _levelled(filled: Rows, n: int, rng: np.random.Generator) -> Rows:
     """Folds for n more records, so that all folds end as equal as they can."""
-    level = filled.copy()
     folds = rng.permutation(len(filled))
-    given = np.empty(n, dtype=np.int64)
-    total = int(filled.sum()) + n
-    # Far below the mean nothing has to be weighed: fill every fold up to it, then take turns.
-    at = 0
-    for fold in folds:
-        missing = min(max(0, total // len(filled) - int(level[fold])), n - at)
-        given[at : at + missing] = fold
-        level[fold] += missing
-        at += missing
-    for place in range(at, n):
-        fold = folds[int(np.argmin(level[folds]))]
-        given[place] = fold
-        level[fold] += 1
-    return given
+    # Poured in, they rise to one level over the folds that hold less: with the j lowest folds
+    # below it, j * level = n + what those hold, and of all j the lowest level is the true one.
+    lowest = np.cumsum(np.sort(filled))
+    level = int(((n + lowest) // np.arange(1, len(filled) + 1)).min())
+    missing = np.maximum(0, level - filled)[folds]
+    left = n - int(missing.sum())
+    return np.concatenate([np.repeat(folds, missing), folds[filled[folds] <= level][:left]])
 
 
 def at_most(rows: Rows, most: int, rng: np.random.Generator) -> Rows:

@@ -112,6 +112,13 @@ def judge_leakage(
         StoreError: A shard is missing or damaged.
         ConfigError: As for `must_be_possible`.
     """
+    case = open_case(evidence, config, shadow=shadow)
+    found = _found(case)
+    return Judged(_leakage(case, found), _columns(found, case), _together(case, found))
+
+
+def open_case(evidence: Evidence, config: AuditConfig, *, shadow: Shadow | None = None) -> Case:
+    """Read the features and set up the attackers; arguments and errors as for `judge_leakage`."""
     must_be_possible(config, evidence.is_member)
     blocks = read_blocks(
         evidence.read,
@@ -122,9 +129,7 @@ def judge_leakage(
     )
     left_out = dict(evidence.left_out)
     attackers = _attackers(evidence, config, blocks, shadow=shadow, left_out=left_out)
-    case = Case(evidence, config, blocks, attackers, left_out)
-    found = _found(case)
-    return Judged(_leakage(case, found), _columns(found, case), _together(case, found))
+    return Case(evidence, config, blocks, attackers, left_out)
 
 
 def _attackers(
@@ -223,7 +228,7 @@ def _leakage(case: Case, found: list[Found]) -> Leakage:
         else [],
         best=_best(case, found),
         exposed=_exposed(case),
-        releases=_releases(case),
+        releases=releases_of(case),
         epsilon=epsilon_bounds(
             config,
             case.evidence.is_member,
@@ -234,21 +239,19 @@ def _leakage(case: Case, found: list[Found]) -> Leakage:
 
 def _comparisons(case: Case) -> list[LeakageComparison]:
     """The questions that were named before the run, under each supervision."""
-    asked = [
-        one
-        for one in questions(
+    noises = {name: store.name for name, store in case.evidence.noises.items()}
+    found: list[LeakageComparison] = []
+    for how, attackers in case.attackers.items():
+        asked = questions(
             case.evidence.order,
             settings=case.config.settings,
             with_reference=case.has_reference,
-            noises={name: store.name for name, store in case.evidence.noises.items()},
+            # Shadows have the variants that the target has, and no noise to learn from.
+            noises=noises if how == "crossfit" else {},
         )
-        if _may_ask(case.config, one.stronger)
-    ]
-    return [
-        comparison
-        for how, attackers in case.attackers.items()
-        for comparison in answer(asked, Answering(attackers, case.levels, supervision=how))
-    ]
+        asked = [one for one in asked if _may_ask(case.config, one.stronger)]
+        found += answer(asked, Answering(attackers, case.levels, supervision=how))
+    return found
 
 
 def _may_ask(config: AuditConfig, holding: Holding) -> bool:
@@ -307,17 +310,20 @@ def _exposed(case: Case) -> Exposed | None:
     )
 
 
-def _releases(case: Case) -> Releases | None:
+def releases_of(case: Case) -> Releases | None:
+    """Which versions can be published together; None where learned attacks are not there."""
     main, config = case.main, case.config
     if main is None or not wants(config, "combined"):
         return None
+    # A version that is broken cannot be judged; `release.must_pass_gate` says so.
+    gate = [name for name in config.release if name in case.evidence.order]
     return judge_releases(
         main,
         case.evidence.perplexities,
         levels=case.levels,
         with_reference=case.has_reference,
         bound=parse_bound(config.at_most) if config.at_most else None,
-        gate=config.release or None,
+        gate=gate or None,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from auditor.compress.noise import is_noise
 from auditor.errors import ConfigError, unknown
 from auditor.leakage.advice import advise, described
 from auditor.leakage.attackers import Attackers
@@ -118,7 +119,7 @@ def _judge(
 
 def is_control(name: str) -> bool:
     """Whether a version is the original with noise, which nobody publishes."""
-    return name.startswith("noise(")
+    return is_noise(name)
 
 
 def gate_broken(releases: Releases, fail_on: Literal["over", "undecided"]) -> str | None:

@@ -21,6 +21,7 @@ from auditor.leakage.folds import (
     Part,
     Rows,
     at_most,
+    must_teach,
     stratified,
 )
 from auditor.leakage.learners import Bools, Float64, log_loss
@@ -58,6 +59,9 @@ class Shadowed(Attackers):
         order: Every version in the order of the audit, the original first.
         seed: Of the inner folds.
         trees: As for `Attackers`.
+
+    Raises:
+        RecordsError: As for `must_teach`.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Shadowed(Attackers):
         choosing = at_most(train, MOST_CHOOSING, rng)
         inner = stratified(shadow.is_member[choosing], shadow.groups[choosing], N_INNER, rng)
         self._part = Part(np.zeros(0, np.int64), train, choosing, inner)
+        must_teach(self._part, shadow.is_member, shadow.groups)
 
     def prepare(self, holdings: Iterable[Holding]) -> None:
         """Train what these attackers need, on the shadow."""

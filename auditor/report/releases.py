@@ -12,7 +12,7 @@ from auditor.leakage.advice import described
 from auditor.leakage.bounds import AUC, bound_in_words, estimate_in_words, metric_in_words
 from auditor.leakage.sets import Figures
 from auditor.report.terminal import interval
-from auditor.results import Release, Releases
+from auditor.results import Bound, Release, Releases
 
 MAX_ROWS = 15
 # Rows where no set is shown to stay within the bound: those that give away least.
@@ -39,7 +39,7 @@ def releases_table(releases: Releases, *, width: int) -> RenderableType:
     rows = _rows(releases, len(names))
     parts: list[RenderableType] = [_heading(releases, names)]
     if releases.gate is not None and releases.bound is not None:
-        parts.append(_gate_line(releases, releases.gate, names))
+        parts.append(_gate_line(releases.gate, releases.bound, names))
     parts += [_sets(releases, rows, names, width=width), *_counts(releases, rows)]
     parts += [_parts(releases), Text(f"\n{releases.advice}", style="bold")]
     return Group(*parts)
@@ -56,11 +56,11 @@ def _heading(releases: Releases, names: Sequence[str]) -> Text:
     return text
 
 
-def _gate_line(releases: Releases, gate: Release, names: Sequence[str]) -> Text:
-    assert releases.bound is not None
-    found = estimate_in_words(_figures(gate).of(releases.metric), releases.metric)
+def _gate_line(gate: Release, bound: Bound, names: Sequence[str]) -> Text:
+    """The release that was to be judged, and how it was."""
+    found = estimate_in_words(_figures(gate).of(bound.metric), bound.metric)
     text = Text(f"to be released: {described(gate.versions, names)}: ")
-    text.append(f"{metric_in_words(releases.metric)} {found}, {bound_in_words(releases.bound)}: ")
+    text.append(f"{metric_in_words(bound.metric)} {found}, {bound_in_words(bound)}: ")
     return text.append(str(gate.verdict), style=f"bold {STYLE[str(gate.verdict)]}")
 
 

@@ -27,7 +27,7 @@ class Pass:
 
     Attributes:
         name: What tables call it: a variant, or "reference".
-        make: Loads and compresses.
+        make: Loads and compresses; a `BrokenVariantError` leaves the version out.
         encoder: Its tokenizer.
         store: Where its scores go.
         placement: Where it runs.
@@ -65,7 +65,12 @@ def score_variant(
         display.finish("stored")
         return found, nothing_run(plan.name)
     begin = time.perf_counter()
-    made = plan.make()
+    try:
+        made = plan.make()
+    except BrokenVariantError as error:
+        manifest = _finish(plan, None, [f"{error.must}: {error.seen}"], ranks)
+        display.finish("left out")
+        return manifest, nothing_run(plan.name)
     compress_s = time.perf_counter() - begin - made.load_s
     receipt = made.receipt
     begin = time.perf_counter()
@@ -122,16 +127,24 @@ def _score_shards(
     return engine.counters, None
 
 
-def _finish(plan: Pass, receipt: "Receipt", broken: list[str], ranks: Processes) -> Manifest:
-    """Check that every shard is there once, and write the manifest."""
+def _finish(plan: Pass, receipt: "Receipt | None", broken: list[str], ranks: Processes) -> Manifest:
+    """Check that every shard is there once, and write the manifest.
+
+    Args:
+        plan: The version.
+        receipt: How it was made; None where it could not be.
+        broken: Why it is broken, one reason for each process that found one.
+        ranks: The processes.
+    """
     if not broken and (left := plan.store.missing()):
         raise ModelError(
             "every shard of a version must be there once all processes are done",
             seen=f"{plan.name}: {len(left)} of {len(plan.store.shards)} shards are missing",
             fix="run the same command again: what is stored is kept",
         )
+    n_parameters = receipt.n_parameters if receipt is not None else None
     manifest = plan.store.manifest_of(
-        identity=plan.identity.model_copy(update={"n_parameters": receipt.n_parameters}),
+        identity=plan.identity.model_copy(update={"n_parameters": n_parameters}),
         receipt=receipt,
         status="broken" if broken else "ok",
         reason=broken[0] if broken else None,

@@ -87,7 +87,10 @@ def power_of_difference(
     other side that it outranks, and AUC is the mean placement. It lies a little under the
     correlation of the signals: `placement_correlation` has it for normal ones.
 
-    Measured against `stats.paired.paired_auc` on normal signals: see tests/test_stats_power.py.
+    Measured on normal signals where this says .80, AUC .5 to .8, four comparisons, 2,000 runs:
+    `stats.paired.paired_auc` found the difference in .782 to .808 of runs with 200 or 1,000 a side
+    and signals correlated by 0 or .9, and with 1,000 a side by .99; in .751 to .758 with 200 a
+    side by .99, where that test is conservative.
 
     Source: Hanley & McNeil, Radiology 1983, for the correlated difference; the variance of one
     AUC is that of the Mann-Whitney statistic of two normal signals. Hanley & McNeil 1982 take
@@ -113,7 +116,7 @@ def power_of_difference(
     alpha = risk(confidence) / n_comparisons
     critical = -float(ndtri(alpha if one_sided else alpha / 2))
     weaker = _standard_error(auc, n_members, n_nonmembers)
-    stronger = _standard_error(auc + difference, n_members, n_nonmembers)
+    stronger = _standard_error(min(1.0, auc + difference), n_members, n_nonmembers)
     variance = (weaker - stronger) ** 2 + 2 * (1 - correlation) * weaker * stronger
     if variance == 0:
         return 1.0 if difference > 0 else 0.0
@@ -126,9 +129,8 @@ def power_of_difference(
 def placement_correlation(signal_correlation: float, *, auc: float) -> float:
     """Correlation of the placements of two normal signals of the same AUC.
 
-    At AUC .5 it is Spearman's, 6 / pi * asin(r / 2): .891 for .9 and .989 for .99. What is not
-    shared is what counts for the power, and it is about a tenth more than 1 - r; a little more
-    yet at AUCs near 1.
+    At AUC .5 it is Spearman's, 6 / pi * asin(r / 2): .891 for .9 and .989 for .99. The power hangs
+    on what is not shared, and that is a tenth more than 1 - r at AUC .5, a fifth at AUC .8.
 
     Args:
         signal_correlation: Pearson's within a side, in [-1, 1].
@@ -158,8 +160,6 @@ def refused_rates(fprs: Iterable[float], n_nonmembers: int) -> dict[float, str]:
 
 def _standard_error(auc: float, n_members: int, n_nonmembers: int) -> float:
     """Of one AUC: the root of the Mann-Whitney variance of two normal signals."""
-    if auc >= 1:
-        return 0.0
     shared = (n_members + n_nonmembers - 2) * _joint_covariance(auc, 0.5)
     return math.sqrt((auc * (1 - auc) + shared) / (n_members * n_nonmembers))
 
@@ -171,7 +171,7 @@ def _joint_covariance(auc: float, correlation: float) -> float:
     p - 2 T(h, sqrt((1 - r) / (1 + r))).
     """
     slope = math.sqrt((1 - correlation) / (1 + correlation))
-    return auc - 2 * float(owens_t(ndtri(auc), slope)) - auc**2
+    return auc - 2 * float(owens_t(float(ndtri(auc)), slope)) - auc**2
 
 
 def _check(

@@ -1,0 +1,131 @@
+"""What the reader must know before the figures: warnings, worst first."""
+
+from typing import TYPE_CHECKING
+
+from auditor.calibration import MEMBERS_SOURCE
+from auditor.compress.receipt import UNTOUCHED
+from auditor.config import AuditConfig
+from auditor.results import Leakage, VariantResult, Warned
+from auditor.subject import REFERENCE
+
+if TYPE_CHECKING:
+    from auditor.blind import Blind
+    from auditor.judge import Findings
+    from auditor.records import Records
+
+# Below this share of what it could have compressed, a variant is worth a word.
+LITTLE = 0.5
+RETRAIN = (
+    "To tell compression from training further: train the model on its members for as many steps "
+    "as a recovered variant was, without compressing it, and give it as a variant, "
+    "checkpoint:PATH. Its rows then stand beside the compressed ones, against the same original."
+)
+
+
+def caveats(
+    config: AuditConfig,
+    records: "Records",
+    blind: "Blind",
+    findings: "Findings",
+) -> list[Warned]:
+    """Everything that the reader must know before the figures, worst first."""
+    found = [
+        *records.warnings,
+        *blind.warnings,
+        *_of_leakage(findings.judged.leakage if findings.judged else None, config),
+    ]
+    for variant in findings.variants:
+        found += _variant_warnings(variant)
+    if config.limit is not None:
+        found.append(
+            Warned(
+                code="limited",
+                message=f"Only the first {config.limit} records of each side were read (--limit).",
+                severity="warning",
+            )
+        )
+    for flag, code, message in (
+        (config.trust_remote_code, "remote-code", "Code that came with the checkpoint was run."),
+        (config.allow_pickle, "pickle", "Weights were allowed to be read from pickle files."),
+    ):
+        if flag:
+            found.append(Warned(code=code, message=message, severity="warning"))
+    found += [
+        Warned(code="no-noise", message=f"There is no {name}: {reason}.", severity="info")
+        for name, reason in findings.without_noise.items()
+    ]
+    for name, reason in findings.left_out.items():
+        if findings.identities.get(REFERENCE) is not None:
+            found.append(
+                Warned(code="attack-left-out", message=f"{name}: {reason}.", severity="info")
+            )
+    weight = {"severe": 0, "warning": 1, "info": 2}
+    return sorted(found, key=lambda warned: weight[warned.severity])
+
+
+def _variant_warnings(variant: VariantResult) -> list[Warned]:
+    found: list[Warned] = []
+    name, receipt = variant.variant, variant.receipt
+    if receipt is not None:
+        # Of a variant that was made here the notes stand in its receipt; of a published one they
+        # may say that it is a version of something else.
+        notes = receipt.notes if receipt.method is not None else []
+        for code, sentences in (("library-repaired", receipt.repairs), ("note", notes)):
+            found += [
+                Warned(code=code, message=f"{name}: {sentence}", severity="info")
+                for sentence in sentences
+            ]
+        left = sum(item.n_parameters for item in receipt.skipped if item.reason in UNTOUCHED)
+        share = receipt.n_compressed / max(1, receipt.n_compressed + left)
+        if receipt.compressed and share < LITTLE:
+            found.append(
+                Warned(
+                    code="little-compressed",
+                    message=f"{name} compressed only {100 * share:.0f}% of the weights that it is "
+                    "for; the rest stayed in full precision (see its receipt).",
+                    severity="warning",
+                )
+            )
+        if receipt.calibration is not None and receipt.calibration.source == MEMBERS_SOURCE:
+            found.append(
+                Warned(
+                    code="calibrated-on-members",
+                    message=f"{name} was calibrated on members of this audit, on purpose.",
+                    severity="info",
+                )
+            )
+    if variant.status == "broken":
+        found.append(
+            Warned(
+                code="broken-variant",
+                message=f"{name} is broken and is compared with nothing: {variant.reason}.",
+                severity="severe",
+            )
+        )
+    return found
+
+
+def _of_leakage(leakage: Leakage | None, config: AuditConfig) -> list[Warned]:
+    found: list[Warned] = []
+    if "retrain" in config.controls:
+        found.append(Warned(code="retrain", message=RETRAIN, severity="info"))
+    if leakage is None:
+        return found
+    for control in leakage.controls:
+        if not control.passed:
+            value = control.figure.value
+            found.append(
+                Warned(
+                    code="control-failed",
+                    message=f"A control failed: {control.attack} with {control.name} gives "
+                    f"{'nothing' if value is None else format(value, '.3f')}, where "
+                    f"{control.expected:g} must come out. The figures of learned attacks cannot "
+                    "be trusted.",
+                    severity="severe",
+                )
+            )
+    found += [
+        Warned(code="left-out", message=f"{name} was left out: {reason}.", severity="warning")
+        for name, reason in leakage.left_out.items()
+    ]
+    return found

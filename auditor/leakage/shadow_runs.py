@@ -1,0 +1,93 @@
+"""Shadow audits: opened and checked before anything is run, read when they are needed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from auditor.config import AuditConfig
+from auditor.errors import ConfigError
+from auditor.leakage.blocks import read_blocks
+from auditor.leakage.evidence import LEAST, pairs_of
+from auditor.leakage.shadow import Shadow, joined
+from auditor.results import ModelIdentity
+from auditor.run import Run, open_run
+from auditor.subject import REFERENCE
+
+
+def open_shadows(config: AuditConfig, target: ModelIdentity) -> list[Run]:
+    """Open the shadow audits of a configuration, and check that they can teach about the target.
+
+    Raises:
+        StoreError: A folder holds no finished audit.
+        ConfigError: A shadow has other variants, another tokenizer, no reference where the target
+            has one, too few records, or is the target itself.
+    """
+    if "shadow" not in config.supervisions:
+        return []
+    found = []
+    for name in config.shadow:
+        run = open_run(Path(name))
+        _must_match(run, name, config, target)
+        found.append(run)
+    return found
+
+
+def _must_match(run: Run, name: str, config: AuditConfig, target: ModelIdentity) -> None:
+    wanted = {spec.label: spec.canonical for spec in config.variant_specs}
+    there = {v.canonical: v.variant for v in run.result.variants if v.variant in run.signals}
+    missing = [label for label, canonical in wanted.items() if canonical not in there]
+    if missing:
+        raise ConfigError(
+            "a shadow audit must have the same variants as this one",
+            seen=f"{name} lacks {', '.join(missing)}; it has {', '.join(there.values())}",
+            fix="audit the shadow model with the same --variants",
+        )
+    if run.result.model.sha256 == target.sha256:
+        raise ConfigError(
+            "a shadow must be another model, trained on members of its own",
+            seen=f"{name} is an audit of this very model",
+        )
+    if run.result.model.tokenizer_sha256 != target.tokenizer_sha256:
+        raise ConfigError(
+            "a shadow model must have the tokenizer of the audited one",
+            seen=f"{name} has another: its tokens say something else",
+        )
+    if (config.reference is None) != (run.result.reference is None):
+        with_it = "with" if config.reference is not None else "without"
+        raise ConfigError(
+            "a shadow audit must have a reference model where this one has, and only there",
+            seen=f"this audit is {with_it} a reference, and {name} is not",
+        )
+    fewest = min(int(run.is_member.sum()), int((~run.is_member).sum()))
+    if fewest < LEAST:
+        raise ConfigError(
+            f"a shadow audit must have {LEAST} members and {LEAST} nonmembers to learn from",
+            seen=f"{name} has {fewest} on one side",
+        )
+
+
+def read_shadow(runs: Sequence[Run], config: AuditConfig) -> Shadow | None:
+    """The features of all shadow audits' records, under the target's names of the variants.
+
+    Raises:
+        StoreError: A shard is missing or damaged.
+    """
+    if not runs:
+        return None
+    shadows = []
+    for run in runs:
+        there = {found.canonical: found.variant for found in run.result.variants}
+        stores = {spec.label: run.stores[there[spec.canonical]] for spec in config.variant_specs}
+        reference = run.stores.get(REFERENCE)
+        same = reference is not None and (
+            run.result.reference is not None
+            and run.result.reference.tokenizer_sha256 == run.result.model.tokenizer_sha256
+        )
+        blocks = read_blocks(
+            stores,
+            pairs_of(tuple(stores), config),
+            n_records=len(run),
+            reference=reference,
+            same_tokens=same,
+        )
+        shadows.append(Shadow(blocks, run.is_member, run.groups))
+    return joined(shadows)

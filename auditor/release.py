@@ -1,0 +1,137 @@
+"""`compleak-llm release`: a finished audit's versions, judged as sets under a bound.
+
+Everything comes from stored scores, with the audit's own folds and seed, so that the figures are
+those of `audit.json`; no model is run and nothing in the run's folder is written.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from auditor.config import AuditConfig
+from auditor.errors import GateError, StoreError
+from auditor.files import write_text
+from auditor.leakage.bounds import spell_bound
+from auditor.leakage.evidence import Evidence
+from auditor.leakage.judge import open_case, releases_of
+from auditor.leakage.releases import gate_broken
+from auditor.leakage.shadow_runs import open_shadows, read_shadow
+from auditor.recipes import validated
+from auditor.results import AuditResult, Releases
+from auditor.run import Run, open_run
+from auditor.subject import REFERENCE
+
+
+def judge_run(
+    folder: Path,
+    *,
+    at_most: str | None = None,
+    release: Sequence[str] = (),
+    out: Path | None = None,
+) -> Releases:
+    """Judge every set of versions of a finished audit.
+
+    Args:
+        folder: The audit's output folder.
+        at_most: What a release may give away at most; the audit's own bound when left out.
+        release: The versions that are to be published; all when left out.
+        out: File to write the result to as JSON; it must not be there yet.
+
+    Raises:
+        StoreError: The folder holds no finished audit or no scores, or `out` cannot be written.
+        ConfigError: The bound cannot be read, or the counts do not support it.
+    """
+    if out is not None and out.exists():
+        raise StoreError(
+            f"{out} must not be there yet", seen="a file", fix="choose another --out, or remove it"
+        )
+    run = open_run(folder)
+    config = _asked(run.config, at_most, release)
+    shadow = read_shadow(open_shadows(config, run.result.model), config)
+    case = open_case(evidence_of(run), config, shadow=shadow)
+    releases = releases_of(case)
+    if releases is None:
+        reason = next(iter(case.left_out.values()), "the learned attacks were not asked for")
+        raise StoreError(
+            f"{folder} must be an audit whose versions can be judged together",
+            seen=reason,
+            fix="audit with more records, and without --attacks or --settings",
+        )
+    if out is not None:
+        write_text(out, releases.model_dump_json(indent=2) + "\n")
+    return releases
+
+
+def _asked(config: AuditConfig, at_most: str | None, release: Sequence[str]) -> AuditConfig:
+    """The audit's configuration with the bound that is asked for now; all of MR is judged."""
+    given = config.model_dump(mode="json")
+    given.update(settings=["NR", "SR", "MR"], attacks=[], fail_on=None)
+    if at_most is not None:
+        given.update(at_most=at_most, release=[])
+    if release:
+        given.update(release=list(release))
+    return validated(AuditConfig, given)
+
+
+def evidence_of(run: Run) -> Evidence:
+    """What a finished audit has stored; broken versions are left out by name."""
+    usable = [found for found in run.result.variants if found.variant in run.signals]
+    reference = run.result.reference
+    names = [found.variant for found in usable]
+    return Evidence(
+        ids=run.ids,
+        is_member=run.is_member,
+        groups=run.groups,
+        stores={name: run.stores[name] for name in names},
+        noises={},
+        reference=run.stores.get(REFERENCE),
+        same_tokens=reference is not None
+        and reference.tokenizer_sha256 == run.result.model.tokenizer_sha256,
+        signals=run.signals,
+        perplexities={found.variant: found.perplexity or float("nan") for found in usable},
+        primary=run.result.primary_attack,
+        left_out=run.left_out,
+    )
+
+
+def must_pass(releases: Releases | None, fail_on: Literal["over", "undecided"] | None) -> None:
+    """Raise where the gate is closed.
+
+    Raises:
+        GateError: The release breaks its bound.
+    """
+    if releases is None or releases.bound is None or fail_on is None:
+        return
+    reason = gate_broken(releases, fail_on)
+    if reason is not None:
+        raise GateError(
+            f"the release must stay within {spell_bound(releases.bound)}",
+            seen=reason,
+            fix=releases.advice,
+        )
+
+
+def must_pass_gate(result: AuditResult) -> None:
+    """The same for the release that an audit was asked to judge.
+
+    Raises:
+        GateError: The release breaks its bound, or could not be judged.
+    """
+    fail_on = result.config.get("fail_on")
+    if fail_on is None:
+        return
+    planned = result.config.get("release") or [found.variant for found in result.variants]
+    for found in result.variants:
+        if found.variant in planned and found.status != "ok":
+            raise GateError(
+                "every version of the release must be judged before it goes out",
+                seen=f"{found.variant} was not: {found.reason}",
+                fix="leave it out of the release (--release), or mend it",
+            )
+    if result.leakage is None or result.leakage.releases is None:
+        reasons = list(result.leakage.left_out.values()) if result.leakage is not None else []
+        raise GateError(
+            "the release must be judged before it goes out",
+            seen=reasons[0] if reasons else "there are not two versions that could be judged",
+        )
+    must_pass(result.leakage.releases, fail_on)

@@ -1,6 +1,7 @@
 """Near-duplicates by shared 13-grams: across the sides, and in groups; against plain sets."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,6 +114,23 @@ def test_groups_against_plain_sets(texts: list[str], holders: int, data: st.Data
     # Asked once more, and after the other question, it says the same.
     sample.near_duplicates(np.arange(len(texts)) % 2 == 0, np.array(usable))
     assert sample.groups(np.array(usable), holders=holders).tolist() == found.tolist()
+
+
+@given(texts=texts_of_pieces(), most=st.sampled_from([8, 40, module.MOST]), data=st.data())
+@settings(deadline=None, max_examples=100)
+def test_who_belongs_together_does_not_depend_on_the_order(
+    texts: list[str], most: int, data: st.DataObject
+) -> None:
+    def together(found: list[int]) -> npt.NDArray[np.bool_]:
+        return np.equal.outer(found, found)
+
+    usable = np.ones(len(texts), bool)
+    order = data.draw(st.permutations(range(len(texts))))
+    first = sampled(texts, most=most).groups(usable, holders=4).tolist()
+    again = sampled([texts[i] for i in order], most=most).groups(usable, holders=4).tolist()
+    assert (together(again) == together(first)[np.ix_(order, order)]).all()
+    # Numbered in the order of each group's first record.
+    assert list(dict.fromkeys(again)) == list(range(max(again) + 1))
 
 
 def own_words(number: int, count: int) -> list[str]:

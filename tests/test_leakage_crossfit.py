@@ -34,6 +34,7 @@ from auditor.leakage.folds import N_INNER, Folds, draw_folds
 from tests.leakage_cases import Case, make_attackers, make_case
 
 N = 180
+HALVES = (slice(0, 20), slice(20, 40))
 Signals = list[np.ndarray]
 
 
@@ -58,30 +59,35 @@ def one_matrix(features: np.ndarray, member: np.ndarray, folds: Folds) -> Fitted
 
 
 def two_stacked(features: np.ndarray, member: np.ndarray, folds: Folds) -> Fitted:
-    parts = [base(features[:, :20], member, folds), base(features[:, 20:], member, folds)]
+    parts = [base(features[:, columns], member, folds) for columns in HALVES]
     return stacked(parts, member, folds, with_inner=True)
 
 
 def best_of_three(features: np.ndarray, member: np.ndarray, folds: Folds) -> Fitted:
-    parts = [base(features[:, :20], member, folds), base(features[:, 20:], member, folds)]
+    parts = [base(features[:, columns], member, folds) for columns in HALVES]
     both = stacked(parts, member, folds, with_inner=True)
     return Fitted(best_inside([*parts, both], member, folds).repeats, both.inner, {})
 
 
-PIPELINES = [one_matrix, two_stacked, best_of_three]
 Pipeline = Callable[[np.ndarray, np.ndarray, Folds], Fitted]
 
 
-@pytest.mark.parametrize("pipeline", PIPELINES)
-@pytest.mark.parametrize("least_for_trees", [10**6, 50])
+@pytest.mark.parametrize(
+    ("pipeline", "trees"),
+    [(one_matrix, False), (two_stacked, False), (best_of_three, False), (one_matrix, True)],
+)
 def test_labels_of_held_out_records_are_not_seen(
-    pipeline: Pipeline, least_for_trees: int, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, trees: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Turn them round in one fold: nothing that is said of that fold may move, all else may."""
-    monkeypatch.setattr(learners, "LEAST_FOR_TREES", least_for_trees)
     features, member, folds = subject()
+    if trees:
+        monkeypatch.setattr(learners, "LEAST_FOR_TREES", 50)
+        features = features[:, :3]
+        features[:, 1] = (2 * member - 1) * np.sign(features[:, 2])  # either-or
     before = pipeline(features, member, folds)
-    for r, k in ((0, 0), (0, 2), (1, 1)):
+    assert ("trees" in before.chosen) == trees
+    for r, k in ((0, 2), (1, 1)):
         held = folds.repeats[r][k].test
         turned = member.copy()
         turned[held] = ~turned[held]
@@ -89,7 +95,7 @@ def test_labels_of_held_out_records_are_not_seen(
         np.testing.assert_array_equal(after.test[r, held], before.test[r, held])
         np.testing.assert_array_equal(after.inner[r][k], before.inner[r][k])
         others = np.setdiff1d(np.arange(N), held)
-        assert (after.test[r, others] != before.test[r, others]).all()
+        assert (after.test[r, others] != before.test[r, others]).mean() > 0.9
         assert (after.test[1 - r] != before.test[1 - r]).any()
 
 

@@ -220,9 +220,7 @@ def several(lengths: list[int], seed: int) -> tuple[dict[str, Scores], list[tupl
 
 @given(lengths=LENGTHS, seed=st.integers(0, 10**6), same_tokens=st.booleans())
 @settings(deadline=None, max_examples=25)
-def test_order_and_company_do_not_matter(
-    lengths: list[int], seed: int, same_tokens: bool
-) -> None:
+def test_order_and_company_do_not_matter(lengths: list[int], seed: int, same_tokens: bool) -> None:
     """Neither where a record stands nor which others there are; so no feature is a position."""
     scores, pairs = several(lengths, seed)
     beside = invented(lengths, seed + 9)

@@ -161,9 +161,7 @@ def test_what_is_learned_from_is_capped(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("capped", [False, True])
-def test_overlap_is_what_two_learners_share(
-    monkeypatch: pytest.MonkeyPatch, capped: bool
-) -> None:
+def test_overlap_is_what_two_learners_share(monkeypatch: pytest.MonkeyPatch, capped: bool) -> None:
     """Counted: of two repeats, the learners that judge the same record."""
     if capped:
         monkeypatch.setattr(module, "MOST_TRAINED", 50)

@@ -86,7 +86,7 @@ class Attackers:
         if holding in self._signals:
             return self._signals[holding]
         found = learned(self._fitted(holding), self.folds)
-        # Of many records the signals of all 2^v sets would fill the memory: they are cheap to weigh.
+        # Of many records the signals of all 2^v sets would fill the memory; weighing is cheap.
         if len(holding.versions) <= 2 or found.repeats.size * 2 ** len(self.order) <= KEPT:
             self._signals[holding] = found
         return found

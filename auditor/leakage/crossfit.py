@@ -13,6 +13,7 @@ from auditor.leakage.learners import (
     Bools,
     Float32,
     Float64,
+    best_candidate,
     candidates,
     fit,
     fit_logistic,
@@ -90,7 +91,7 @@ def train_and_judge(rows: Float32, is_member: Bools, judged: Float32, name: str)
 
 
 def choose(features: Float32, is_member: Bools, part: Part, *, trees: bool) -> tuple[str, Float64]:
-    """The candidate with the least inner loss, and its inner log-odds.
+    """The candidate that inner folds speak for, and its inner log-odds.
 
     Args:
         features: Shape (n, p).
@@ -107,7 +108,7 @@ def choose(features: Float32, is_member: Bools, part: Part, *, trees: bool) -> t
         test = scaler.apply(rows[held])
         for number, predict in enumerate(fit(scaler.apply(rows[~held]), side[~held], names)):
             found[number, held] = predict(test)
-    best = int(np.argmin([log_loss(log_odds, side) for log_odds in found]))
+    best = best_candidate(found, side, names)
     return names[best], found[best]
 
 

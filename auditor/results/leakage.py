@@ -82,10 +82,13 @@ class Control(Result):
     with_reference: bool = Field(False, description="Whether it holds the reference too.")
     figure: Estimate = Field(description="The AUC, or the difference of two.")
     expected: float = Field(description="What it must be.")
-    p_adjusted: float | None = Field(
-        description="Of a figure this far from what it must be, after Holm over all controls."
+    confidence: float = Field(
+        description="Level of the interval: of permuted-labels 0.99 over all of them together."
     )
-    passed: bool = Field(description="Whether that is at least 0.01.")
+    passed: bool = Field(
+        description="Whether the interval of permuted-labels reaches down to what it must be, or "
+        "the figure of original-as-variant is exactly that."
+    )
 
 
 class BestOf(Result):

@@ -3,8 +3,8 @@
     python -m benchmarks.leakage --records 2000 --variants 8
     python -m benchmarks.leakage --records 100000 --variants 8 --settings NR,SR
 
-The scores are invented: what a model would have stored of records of 15 to 64 tokens, members a little
-likelier. Records are both sides together. `sets` are those of versions, the original among them.
+The scores are invented: what a model would have stored of records of 15 to 64 tokens, members a
+little likelier. Records are both sides together; `sets` are sets of versions, original and all.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def main() -> None:
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     n_sets = len(leakage.releases.sets) if leakage.releases is not None else 0
     print(
-        "| records | variants | settings | learners | sets | NR signals, s | judged, s | peak, GiB |"
+        "| records | variants | settings | learners | sets | signals, s | judged, s | peak, GiB |"
     )
     print("|---|---|---|---|---|---|---|---|")
     print(

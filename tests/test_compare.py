@@ -20,7 +20,7 @@ from auditor import AuditConfig, AuditResult, audit
 from auditor.cli import main
 from auditor.compare import compare_runs
 from auditor.report.compared import show
-from auditor.report.terminal import interval
+from auditor.report.figures import interval
 from auditor.results.compared import ComparedRuns
 from auditor.run import open_run
 from tests.conftest import N, write_records

@@ -13,6 +13,7 @@ from auditor.leakage.learners import (
     REACH,
     STRENGTHS,
     TREES,
+    best_candidate,
     candidates,
     fit,
     fit_logistic,
@@ -157,6 +158,37 @@ def test_candidates() -> None:
     assert candidates(10**6, trees=False) == plain
     assert candidates(LEAST_FOR_TREES - 1, trees=True) == plain
     assert candidates(LEAST_FOR_TREES, trees=True) == [*plain, TREES]
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(4, 40),
+    own=st.floats(-1, 2),
+    trees=st.sampled_from([None, 0, 2]),
+)
+@settings(deadline=None)
+def test_trees_must_be_clearly_better(seed: int, n: int, own: float, trees: int | None) -> None:
+    """By more than a standard error of the mean of two means, written out side by side."""
+    rng = np.random.default_rng(seed)
+    member = rng.permutation(np.arange(n) < rng.integers(2, n - 1))
+    sign = np.where(member, 1.0, -1.0)
+    names = ["logistic 1", "logistic 0.1"]
+    found = rng.normal(size=(2, n)) + 0.5 * sign
+    if trees is not None:
+        names.insert(trees, TREES)
+        found = np.insert(found, trees, rng.normal(size=n) + own * sign, axis=0)
+    losses = {name: np.log1p(np.exp(-sign * row)) for name, row in zip(names, found, strict=True)}
+    best = min(
+        (name for name in names if name != TREES),
+        key=lambda name: losses[name][member].mean() + losses[name][~member].mean(),
+    )
+    if trees is not None:
+        gain = losses[best] - losses[TREES]
+        sides = gain[member], gain[~member]
+        mean = np.mean([side.mean() for side in sides])
+        error = np.sqrt(sum(((side - mean) ** 2).sum() / (2 * len(side)) ** 2 for side in sides))
+        best = TREES if mean > error else best
+    assert names[best_candidate(found, member, names)] == best
 
 
 def test_any_candidate_alone_is_what_it_is_among_others() -> None:

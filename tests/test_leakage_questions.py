@@ -33,7 +33,7 @@ from auditor.leakage.settings import (
     result_of,
     training_free,
 )
-from tests.leakage_cases import Case, make_attackers, make_case
+from tests.leakage_cases import make_attackers, make_case
 
 LEVELS = Levels((0.05,), 0.95, 100, 0)
 EVERY = ("NR", "SR", "MR")

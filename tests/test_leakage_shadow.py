@@ -1,4 +1,4 @@
-"""Shadow supervision: learned elsewhere, applied here, without a label or a figure of this audit."""
+"""Shadow supervision: learned elsewhere, applied here, without a label of this audit."""
 
 from dataclasses import replace
 from itertools import combinations

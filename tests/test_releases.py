@@ -202,7 +202,7 @@ def test_advice_without_a_bound(leaky: Attackers, silent: Attackers) -> None:
     assert "Holm's correction over 4 versions" in advice
     advice = judge(silent).advice
     assert advice.startswith(
-        "No difference is shown between publishing all 4 versions and original alone: TPR at 5% FPR"
+        "No difference is shown between publishing all 4 versions and the original alone: TPR at 5% FPR"
     )
     assert "can be excluded at 95% confidence" in advice
     alone = attackers({"original": 0.5}, names=("original", "noise(gptq)"), n=300)
@@ -220,7 +220,7 @@ def test_where_all_say_the_same_no_version_stands_out() -> None:
     for name in REAL[2:]:
         found.blocks.versions[name][:] = found.blocks.versions["bnb-int8"]
     advice = judge(found).advice
-    assert advice.startswith("Publishing all 4 versions gives away more than original alone")
+    assert advice.startswith("Publishing all 4 versions gives away more than the original alone")
     assert "no single version stands out" in advice
 
 

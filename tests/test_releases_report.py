@@ -9,8 +9,8 @@ from rich.console import Console
 from auditor.leakage.advice import described
 from auditor.leakage.bounds import parse_bound, verdict_of
 from auditor.leakage.releases import frontier
+from auditor.report.figures import interval
 from auditor.report.releases import MAX_ROWS, releases_table
-from auditor.report.terminal import interval
 from auditor.results import Estimate, Part, Release, Releases
 
 NAMES = (

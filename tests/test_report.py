@@ -9,8 +9,9 @@ from rich.console import Console
 
 from auditor import AuditResult
 from auditor.cli import main
+from auditor.report.figures import interval, p_value
 from auditor.report.progress import Plain, Rich, Silent
-from auditor.report.terminal import interval, p_value, show
+from auditor.report.terminal import show
 from auditor.results import Estimate, Warned
 
 

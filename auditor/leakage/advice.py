@@ -42,7 +42,7 @@ def advise(
     test = sets.compare(names, names[:1], metric)
     both = _against(sets, names, names[:1], metric)
     if not _is_shown(test.p_value, sets):
-        more = f"No difference is shown between publishing {all_of(names)} and {names[0]} alone"
+        more = f"No difference is shown between publishing {all_of(names)} and the original alone"
         return f"{more}: {both}; {_excluded(test.difference, metric, sets)}."
     return _leave_out(sets, names, metric=metric, both=both)
 
@@ -86,7 +86,7 @@ def _leave_out(sets: Sets, names: Versions, *, metric: str, both: str) -> str:
     shown = [name for name in names if _is_shown(adjusted[name], sets)]
     if not shown:
         return (
-            f"Publishing {all_of(names)} gives away more than {names[0]} alone ({both}), and no "
+            f"Publishing {all_of(names)} gives away more than the original alone ({both}), and no "
             "single version stands out: to leave out any one of them is not shown to lower it."
         )
     best = max(shown, key=lambda name: tests[name].difference.value or 0.0)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from auditor.leakage.blocks import Blocks
 from auditor.leakage.crossfit import Fitted, Learned, best_inside, cross_fit, learned, stacked
 from auditor.leakage.folds import Folds
-from auditor.leakage.learners import Float32, Float64
+from auditor.leakage.learners import Bools, Float32, Float64
 
 # Below this many numbers to learn from, starting processes costs more than it saves.
 WORTH_PROCESSES = 20_000_000
@@ -112,26 +112,31 @@ class Attackers:
 
     def _fit_all(self, todo: Sequence[Holding], *, size: int) -> Iterator[Fitted]:
         from joblib import Parallel, cpu_count, delayed
-        from threadpoolctl import threadpool_limits
 
         n_jobs = min(cpu_count(), len(todo))
         if size < WORTH_PROCESSES or n_jobs < 2:
-            # The matrices are small: more threads only wait for each other.
-            with threadpool_limits(1):
-                yield from [self._fit(base) for base in todo]
+            yield from (self._fit(base) for base in todo)
             return
         jobs = (
-            delayed(cross_fit)(
+            delayed(_fit_alone)(
                 self.matrix(base), self.is_member, self.folds, trees=self.may_use_trees(base)
             )
             for base in todo
         )
-        yield from Parallel(n_jobs=n_jobs, inner_max_num_threads=1)(jobs)
+        yield from Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
 
     def _fit(self, base: Holding) -> Fitted:
-        return cross_fit(
+        return _fit_alone(
             self.matrix(base), self.is_member, self.folds, trees=self.may_use_trees(base)
         )
+
+
+def _fit_alone(features: Float32, is_member: Bools, folds: Folds, *, trees: bool) -> Fitted:
+    """`cross_fit` on one thread: the matrices are small, more would only wait for each other."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        return cross_fit(features, is_member, folds, trees=trees)
 
 
 def matrix_of(blocks: Blocks, base: Holding) -> Float32:

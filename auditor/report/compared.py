@@ -7,7 +7,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from auditor.report.terminal import STYLE, interval, p_value
+from auditor.report.figures import interval, p_value
+from auditor.report.terminal import STYLE
 from auditor.results import AttackResult, Estimate
 from auditor.results.compared import ComparedRuns, ComparedVersion, RunComparison
 

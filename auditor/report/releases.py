@@ -11,7 +11,7 @@ from rich.text import Text
 from auditor.leakage.advice import described
 from auditor.leakage.bounds import AUC, bound_in_words, estimate_in_words, metric_in_words
 from auditor.leakage.sets import Figures
-from auditor.report.terminal import interval
+from auditor.report.figures import interval
 from auditor.results import Bound, Release, Releases
 
 MAX_ROWS = 15

@@ -7,7 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from auditor.compress.receipt import Receipt
-from auditor.results import Artifact, AuditResult, Comparison, Estimate, VariantResult, Warned
+from auditor.report.figures import interval, p_value
+from auditor.report.leakage import leakage_part
+from auditor.results import Artifact, AuditResult, Comparison, VariantResult, Warned
 from auditor.stats.figures import rate_name
 
 STYLE = {"severe": "bold red", "warning": "yellow", "info": "dim"}
@@ -27,6 +29,7 @@ def render(result: AuditResult, *, width: int = 140) -> RenderableType:
     """
     parts = [*_artifacts(result), *_warnings(result), _heading(result)]
     parts.append(_narrow(result) if width < STACKED else _wide(result, stacked=width < WIDE))
+    parts += leakage_part(result, rate=headline_rate(result), width=width)
     parts.append(_footer(result))
     return Group(*parts)
 
@@ -45,26 +48,6 @@ def headline_rate(result: AuditResult) -> str | None:
     present = [rate for rate, found in original.tpr_at_fpr.items() if found.value is not None]
     wanted = rate_name(0.01)
     return wanted if wanted in present else next(iter(present), None)
-
-
-def interval(found: Estimate | None, *, percent: bool = False, signed: bool = False) -> str:
-    """A figure with its interval: `0.724 [0.708, 0.740]`, or a dash where it is absent."""
-    if found is None or found.value is None:
-        return "–"
-    sign = "+" if signed else ""
-    factor, digits = (100, 1) if percent else (1, 3)
-    value, low, high = (
-        format((x or 0.0) * factor, f"{sign}.{digits}f")
-        for x in (found.value, found.low, found.high)
-    )
-    return f"{value} [{low}, {high}]"
-
-
-def p_value(value: float | None) -> str:
-    """A p-value to the digits that it justifies."""
-    if value is None:
-        return "–"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def what_was_done(receipt: Receipt | None) -> str:
@@ -218,5 +201,7 @@ def _footer(result: AuditResult) -> Text:
     for name, reason in result.attacks_left_out.items():
         text.append(f"{name} was left out: it {reason}\n", style="dim")
     output = result.config.get("output_path", "")
-    text.append(f"results in {output}: audit.json, scores.parquet, tokens/", style="dim")
+    together = ", exposure.parquet" if result.leakage is not None else ""
+    files = f"audit.json, scores.parquet{together}, tokens/"
+    text.append(f"results in {output}: {files}", style="dim")
     return text

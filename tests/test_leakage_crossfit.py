@@ -128,6 +128,13 @@ def test_inner_log_odds_come_from_the_other_inner_folds(monkeypatch: pytest.Monk
         _, after = choose(features, turned, part, trees=False)
         np.testing.assert_array_equal(after[held], before[held])
         assert (after[~held] != before[~held]).all()
+        # Nor from a scaler that has seen them.
+        first, *rest = np.flatnonzero(held)
+        moved = features.copy()
+        moved[part.choosing[first]] += 2
+        _, after = choose(moved, member, part, trees=False)
+        np.testing.assert_array_equal(after[rest], before[rest])
+        assert after[first] != before[first]
     outside = np.setdiff1d(np.arange(N), part.choosing)
     turned, moved = member.copy(), features.copy()
     turned[outside] ^= True
@@ -245,6 +252,22 @@ def made_up(member: np.ndarray, folds: Folds, *, inside: float, outside: float) 
         for parts in folds.repeats
     ]
     return Fitted(outside * sign + rng.normal(size=(2, N)), inner, {})
+
+
+def test_a_stacker_is_chosen_by_what_it_says_of_others() -> None:
+    """Its inner log-odds of an inner fold hang on no label in that fold."""
+    _, member, folds = subject()
+    parts = [made_up(member, folds, inside=i, outside=1.0) for i in (0.1, 0.2)]
+    before = stacked(parts, member, folds, with_inner=True)
+    assert stacked(parts, member, folds).inner == [[], []]
+    for r, k, fold in ((0, 0, 0), (1, 2, 1), (0, 1, 2)):
+        part = folds.repeats[r][k]
+        held = part.inner == fold
+        turned = member.copy()
+        turned[part.choosing[held]] ^= True
+        after = stacked(parts, turned, folds, with_inner=True)
+        np.testing.assert_array_equal(after.inner[r][k][held], before.inner[r][k][held])
+        assert (after.inner[r][k][~held] != before.inner[r][k][~held]).all()
 
 
 def test_the_best_is_chosen_inside_the_folds() -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from auditor.leakage.blocks import Blocks
 from auditor.leakage.crossfit import Fitted, Learned, best_inside, cross_fit, learned, stacked
 from auditor.leakage.folds import Folds
-from auditor.leakage.learners import Bools, Float32, Float64
+from auditor.leakage.learners import Bools, Float32, Float64, one_thread
 
 # Below this many numbers to learn from, starting processes costs more than it saves.
 WORTH_PROCESSES = 20_000_000
@@ -132,10 +132,8 @@ class Attackers:
 
 
 def _fit_alone(features: Float32, is_member: Bools, folds: Folds, *, trees: bool) -> Fitted:
-    """`cross_fit` on one thread: the matrices are small, more would only wait for each other."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
+    """`cross_fit` on one thread."""
+    with one_thread():
         return cross_fit(features, is_member, folds, trees=trees)
 
 

@@ -5,7 +5,8 @@ those of learners that saw other records can be laid side by side.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -203,6 +204,17 @@ def best_candidate(found: Float64, is_member: Bools, names: Sequence[str]) -> in
     mean = float(gain @ weight)
     error = math.sqrt(float(weight**2 @ (gain - mean) ** 2))
     return trees if mean > error else best
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread: the matrices of learners are small, more would only wait for each other."""
+    # A limit reaches the libraries that are loaded: those of the trees too must be there before it.
+    import sklearn.ensemble  # noqa: F401
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield
 
 
 def even_weights(is_member: Bools) -> Float64:

@@ -28,6 +28,7 @@ from auditor.leakage.bounds import (
     reported_rate,
     verdict_of,
 )
+from auditor.leakage.learners import one_thread
 from auditor.leakage.sets import MOST_VARIANTS, Figures, Sets, Versions, beam, every_set, in_order
 from auditor.leakage.settings import Levels
 from auditor.leakage.shapley import sampled_shapley, shapley
@@ -65,8 +66,6 @@ def judge_releases(
         ConfigError: The counts do not support the bound, or the gate names a version that is not
             there.
     """
-    from threadpoolctl import threadpool_limits
-
     names = tuple(name for name in attackers.order if not is_control(name))
     n_nonmembers = int((~attackers.is_member).sum())
     wanted = _gate(gate, names)
@@ -78,8 +77,7 @@ def judge_releases(
     metric = _ranking(bound, levels, n_nonmembers)
     sets = Sets(attackers, levels, with_reference=with_reference)
     sets.prepare(names)
-    # The matrices of a set are small: more threads only wait for each other.
-    with threadpool_limits(1):
+    with one_thread():
         return _judge(sets, names, wanted, perplexities, metric=metric, bound=bound)
 
 

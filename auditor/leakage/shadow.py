@@ -24,7 +24,7 @@ from auditor.leakage.folds import (
     must_teach,
     stratified,
 )
-from auditor.leakage.learners import Bools, Float64, log_loss
+from auditor.leakage.learners import Bools, Float64, log_loss, one_thread
 
 
 class Shadow(NamedTuple):
@@ -86,10 +86,8 @@ class Shadowed(Attackers):
 
     def prepare(self, holdings: Iterable[Holding]) -> None:
         """Train what these attackers need, on the shadow."""
-        from threadpoolctl import threadpool_limits
-
         needed = dict.fromkeys(base for holding in holdings for base in bases_of(holding))
-        with threadpool_limits(1):
+        with one_thread():
             for base in needed:
                 if base not in self._found:
                     self._found[base] = self._train(base)

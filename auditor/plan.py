@@ -1,7 +1,9 @@
 """`--dry-run`: everything is checked, the plan is printed, no model is run and nothing written."""
 
+import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -9,10 +11,18 @@ from rich.table import Table
 from auditor.compress.checkpoint import Checkpoint, Placement
 from auditor.config import AuditConfig
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 # Share of the measured matrix-product rate that a forward pass reaches, measured with a 5.5M and a
 # 124M model on two cores; an estimate is meant to tell minutes from hours, not more.
 EFFICIENCY = 0.6
 OVERHEAD_BYTES = 600 * 2**20
+POWER = 0.8
+TYPICAL_AUC = 0.7
+# Signals of 4-bit versions correlate with the original's by .99 and more, of harshly pruned by .9.
+CORRELATIONS = (0.99, 0.9)
 
 
 def n_parameters(checkpoint: Checkpoint) -> int | None:
@@ -54,6 +64,8 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     """
     from auditor.audit import calibrations_of
     from auditor.judge import choose_attacks
+    from auditor.leakage.evidence import must_be_possible
+    from auditor.leakage.shadow_runs import open_shadows
     from auditor.records import read_records
     from auditor.report.catalogue import new_table
     from auditor.store import must_be_free
@@ -62,6 +74,8 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     console = console or Console()
     subjects = open_subjects(config)
     records = read_records(config, subjects.model.encoder)
+    must_be_possible(config, records.is_member)
+    open_shadows(config, subjects.model.identity)
     calibrations = calibrations_of(config, subjects, records)
     must_be_free(Path(config.output_path), about(subjects, records))
     attacks, left_out, primary = choose_attacks(
@@ -89,11 +103,66 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     for name, reason in left_out.items():
         table.add_row("", f"without {name}: it {reason}")
     table.add_row("primary", primary)
+    _add_questions(table, config, has_reference=subjects.reference is not None)
+    _add_power(table, config, records.is_member)
     table.add_row("results", config.output_path)
     _add_estimates(table, subjects.model.placement, count, tokens * n_passes)
     for warned in records.warnings:
         table.add_row(warned.severity, warned.message)
     console.print(table)
+
+
+def _add_questions(table: Table, config: AuditConfig, *, has_reference: bool) -> None:
+    """What is asked about more than one version; named here, before a score is seen."""
+    from collections import Counter
+
+    from auditor.leakage.judge import is_wanted, may_ask
+    from auditor.leakage.questions import questions
+
+    if not is_wanted(config):
+        return
+    table.add_row("settings", f"{', '.join(config.settings)}; {', '.join(config.supervisions)}")
+    labels = [spec.label for spec in config.variant_specs]
+    noises = {name: name for name in labels[1:]} if "noise" in config.controls else {}
+    asked = questions(labels, settings=config.settings, with_reference=has_reference, noises=noises)
+    counts = Counter(one.question for one in asked if one.primary and may_ask(config, one.stronger))
+    for place, (question, count) in enumerate(counts.items()):
+        times = f" ({count} times)" if count > 1 else ""
+        table.add_row("questions" if not place else "", f"{question}{times}")
+
+
+def _add_power(table: Table, config: AuditConfig, is_member: "npt.NDArray[np.bool_]") -> None:
+    """What difference in AUC these counts can find, and which TPRs will be refused."""
+    from auditor.stats.power import detectable_difference, placement_correlation, refused_rates
+
+    n_members, n_nonmembers = int(is_member.sum()), int((~is_member).sum())
+    n_variants = len(config.variants) - 1
+    if n_variants:
+        found = {
+            correlation: detectable_difference(
+                n_members,
+                n_nonmembers,
+                auc=TYPICAL_AUC,
+                correlation=placement_correlation(correlation, auc=TYPICAL_AUC),
+                n_comparisons=n_variants,
+                confidence=config.confidence,
+                power=POWER,
+            )
+            for correlation in CORRELATIONS
+        }
+        said = ", ".join(
+            f"{'none' if math.isinf(size) else format(size, '.3f')} if their signals correlate by "
+            f"{correlation:g}"
+            for correlation, size in found.items()
+        )
+        table.add_row(
+            "power",
+            f"a variant is found to differ from the original {100 * POWER:.0f} times in 100 where "
+            f"the AUCs (around {TYPICAL_AUC:g}) are this far apart: {said}; Holm's correction over "
+            f"{n_variants} included",
+        )
+    for reason in refused_rates(config.fpr, n_nonmembers).values():
+        table.add_row("refused", reason)
 
 
 def _add_estimates(table: Table, place: Placement, count: int | None, tokens: int) -> None:

@@ -51,7 +51,9 @@ def test_what_lies_in_the_output_folder(done: AuditResult, subject: dict[str, An
     table = pq.read_table(output / "scores.parquet").to_pandas()
     attacks = ["loss", "zlib", "min-k", "min-k-plus-plus", "ref", "ez"]
     keys = ["record_id", "variant", "is_member", "n_tokens", "group"]
-    assert list(table.columns) == [*keys, *attacks]
+    assert list(table.columns)[: len(keys) + len(attacks)] == [*keys, *attacks]
+    beyond = {"gap", "ez-gap", "single", "paired", "single-ref", "paired-ref"}
+    assert set(table.columns[len(keys) + len(attacks) :]) == beyond
     assert list(done.stored) == ["original", "reference", "bnb-nf4", "prune-magnitude:sparsity=0.5"]
     assert all(
         (output / "tokens" / name / "manifest.json").is_file() for name in done.stored.values()

@@ -9,7 +9,7 @@ releases affordable.
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from auditor.leakage.blocks import Blocks
 from auditor.leakage.crossfit import Fitted, Learned, best_inside, cross_fit, learned, stacked
 from auditor.leakage.folds import Folds
-from auditor.leakage.learners import Bools, Float32, Float64, one_thread
+from auditor.leakage.learners import STRENGTHS, Bools, Float32, Float64, one_thread
 
 # Below this many numbers to learn from, starting processes costs more than it saves.
 WORTH_PROCESSES = 20_000_000
@@ -37,6 +37,13 @@ class Holding(NamedTuple):
     with_reference: bool = False
 
 
+class _Candidates(TypedDict):
+    """Which learners may be chosen."""
+
+    trees: bool
+    strengths: tuple[float, ...]
+
+
 class Attackers:
     """All attackers of an audit, fitted when they are first asked for.
 
@@ -47,6 +54,7 @@ class Attackers:
         order: Every version in the order of the audit, the original first.
         trees: Whether gradient-boosted trees are among the candidates of attackers on one version
             and of those on the original and a variant.
+        strengths: Penalties of the logistic regressions among them, descending.
     """
 
     def __init__(
@@ -57,12 +65,14 @@ class Attackers:
         *,
         order: Sequence[str],
         trees: bool = True,
+        strengths: Sequence[float] = STRENGTHS,
     ) -> None:
         self.blocks = blocks
         self.is_member = is_member
         self.folds = folds
         self.order = tuple(order)
         self._trees = trees
+        self._strengths = tuple(strengths)
         self._bases: dict[Holding, Fitted] = {}
         self._signals: dict[Holding, Learned] = {}
 
@@ -119,22 +129,30 @@ class Attackers:
             return
         jobs = (
             delayed(_fit_alone)(
-                self.matrix(base), self.is_member, self.folds, trees=self.may_use_trees(base)
+                self.matrix(base), self.is_member, self.folds, **self._candidates(base)
             )
             for base in todo
         )
         yield from Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
 
+    def _candidates(self, base: Holding) -> "_Candidates":
+        return {"trees": self.may_use_trees(base), "strengths": self._strengths}
+
     def _fit(self, base: Holding) -> Fitted:
-        return _fit_alone(
-            self.matrix(base), self.is_member, self.folds, trees=self.may_use_trees(base)
-        )
+        return _fit_alone(self.matrix(base), self.is_member, self.folds, **self._candidates(base))
 
 
-def _fit_alone(features: Float32, is_member: Bools, folds: Folds, *, trees: bool) -> Fitted:
+def _fit_alone(
+    features: Float32,
+    is_member: Bools,
+    folds: Folds,
+    *,
+    trees: bool,
+    strengths: Sequence[float],
+) -> Fitted:
     """`cross_fit` on one thread."""
     with one_thread():
-        return cross_fit(features, is_member, folds, trees=trees)
+        return cross_fit(features, is_member, folds, trees=trees, strengths=strengths)
 
 
 def matrix_of(blocks: Blocks, base: Holding) -> Float32:

@@ -4,12 +4,14 @@ For each outer fold the learner and its strength are chosen on inner folds of th
 and everything else is learned inside as well, and the held-out records are judged once.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from auditor.leakage.folds import N_INNER, Folds, Part
 from auditor.leakage.learners import (
+    STRENGTHS,
     Bools,
     Float32,
     Float64,
@@ -59,7 +61,14 @@ class Learned(NamedTuple):
         return np.asarray(self.repeats.mean(axis=0), dtype=np.float64)
 
 
-def cross_fit(features: Float32, is_member: Bools, folds: Folds, *, trees: bool) -> Fitted:
+def cross_fit(
+    features: Float32,
+    is_member: Bools,
+    folds: Folds,
+    *,
+    trees: bool,
+    strengths: Sequence[float] = STRENGTHS,
+) -> Fitted:
     """Cross-fit one matrix of features.
 
     Args:
@@ -67,6 +76,7 @@ def cross_fit(features: Float32, is_member: Bools, folds: Folds, *, trees: bool)
         is_member: Shape (n,).
         folds: Outer and inner folds.
         trees: Whether gradient-boosted trees are among the candidates.
+        strengths: Penalties of the logistic regressions, descending.
     """
     test = np.empty((len(folds.repeats), len(is_member)))
     inner: list[list[Float64]] = []
@@ -74,7 +84,7 @@ def cross_fit(features: Float32, is_member: Bools, folds: Folds, *, trees: bool)
     for r, parts in enumerate(folds.repeats):
         inner.append([])
         for part in parts:
-            name, found = choose(features, is_member, part, trees=trees)
+            name, found = choose(features, is_member, part, trees=trees, strengths=strengths)
             inner[r].append(found)
             chosen[name] = chosen.get(name, 0) + 1
             test[r, part.test] = train_and_judge(
@@ -90,7 +100,14 @@ def train_and_judge(rows: Float32, is_member: Bools, judged: Float32, name: str)
     return predict(scaler.apply(judged))
 
 
-def choose(features: Float32, is_member: Bools, part: Part, *, trees: bool) -> tuple[str, Float64]:
+def choose(
+    features: Float32,
+    is_member: Bools,
+    part: Part,
+    *,
+    trees: bool,
+    strengths: Sequence[float] = STRENGTHS,
+) -> tuple[str, Float64]:
     """The candidate that inner folds speak for, and its inner log-odds.
 
     Args:
@@ -98,9 +115,10 @@ def choose(features: Float32, is_member: Bools, part: Part, *, trees: bool) -> t
         is_member: Shape (n,).
         part: The outer fold; its held-out records are not looked at.
         trees: As for `cross_fit`.
+        strengths: As for `cross_fit`.
     """
     side, rows = is_member[part.choosing], features[part.choosing]
-    names = candidates(len(side), trees=trees)
+    names = candidates(len(side), trees=trees, strengths=strengths)
     found = np.empty((len(names), len(side)))
     for fold in range(N_INNER):
         held = part.inner == fold

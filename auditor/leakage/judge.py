@@ -11,6 +11,7 @@ from scipy.special import expit
 
 from auditor.attacks import ATTACKS
 from auditor.config import AuditConfig
+from auditor.errors import RecordsError
 from auditor.leakage.attackers import Attackers, Holding
 from auditor.leakage.blocks import Blocks, read_blocks
 from auditor.leakage.bounds import parse_bound
@@ -149,25 +150,32 @@ def _attackers(
             f"they need {LEAST} members and {LEAST} nonmembers; a side has {evidence.fewest}"
         )
     elif "crossfit" in config.supervisions:
-        folds = draw_folds(
-            evidence.is_member,
-            evidence.groups,
-            n_folds=config.folds,
-            n_repeats=config.repeats,
-            seed=config.seed,
-        )
-        found["crossfit"] = Attackers(
-            blocks, evidence.is_member, folds, order=evidence.order, trees=trees
-        )
+        try:
+            folds = draw_folds(
+                evidence.is_member,
+                evidence.groups,
+                n_folds=config.folds,
+                n_repeats=config.repeats,
+                seed=config.seed,
+            )
+            found["crossfit"] = Attackers(
+                blocks, evidence.is_member, folds, order=evidence.order, trees=trees
+            )
+        except RecordsError as error:
+            # Heaps of near-duplicates: all else has been scored and is worth telling.
+            left_out["learned attacks"] = f"{error.must}; seen: {error.seen}"
     if shadow is not None:
-        found["shadow"] = Shadowed(
-            blocks,
-            evidence.is_member,
-            shadow,
-            order=evidence.order,
-            seed=config.seed,
-            trees=trees,
-        )
+        try:
+            found["shadow"] = Shadowed(
+                blocks,
+                evidence.is_member,
+                shadow,
+                order=evidence.order,
+                seed=config.seed,
+                trees=trees,
+            )
+        except RecordsError as error:
+            left_out["attacks learned on shadows"] = f"{error.must}; seen: {error.seen}"
     return found
 
 
@@ -249,12 +257,12 @@ def _comparisons(case: Case) -> list[LeakageComparison]:
             # Shadows have the variants that the target has, and no noise to learn from.
             noises=noises if how == "crossfit" else {},
         )
-        asked = [one for one in asked if _may_ask(case.config, one.stronger)]
+        asked = [one for one in asked if may_ask(case.config, one.stronger)]
         found += answer(asked, Answering(attackers, case.levels, supervision=how))
     return found
 
 
-def _may_ask(config: AuditConfig, holding: Holding) -> bool:
+def may_ask(config: AuditConfig, holding: Holding) -> bool:
     """Whether the attack that must win is among those asked for."""
     if len(holding.versions) > 2:
         return wants(config, "combined")

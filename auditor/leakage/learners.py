@@ -154,14 +154,17 @@ def no_evidence(rows: Float64) -> Float64:
     return np.zeros(len(rows))
 
 
-def candidates(n_choosing: int, *, trees: bool) -> list[str]:
+def candidates(
+    n_choosing: int, *, trees: bool, strengths: Sequence[float] = STRENGTHS
+) -> list[str]:
     """The learners to choose from, by name.
 
     Args:
         n_choosing: Records that the choice is made on.
         trees: Whether trees may be among them.
+        strengths: Penalties of the logistic regressions, descending.
     """
-    names = [f"logistic {strength:g}" for strength in STRENGTHS]
+    names = [f"logistic {strength:g}" for strength in strengths]
     return [*names, TREES] if trees and n_choosing >= LEAST_FOR_TREES else names
 
 

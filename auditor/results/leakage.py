@@ -80,6 +80,9 @@ class Control(Result):
     attack: str = Field(description="The attack.")
     versions: list[str] = Field(description="The versions that it holds.")
     with_reference: bool = Field(False, description="Whether it holds the reference too.")
+    learner: str | None = Field(
+        default=None, description="How a learned attack's learner was settled."
+    )
     figure: Estimate = Field(description="The AUC, or the difference of two.")
     expected: float = Field(description="What it must be.")
     confidence: float = Field(

@@ -116,7 +116,7 @@ def test_features_of_a_held_out_record_move_its_own_log_odds_alone() -> None:
 def test_inner_log_odds_come_from_the_other_inner_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     """And from none of the records that nothing is chosen on."""
     monkeypatch.setattr("auditor.leakage.folds.MOST_CHOOSING", 90)
-    monkeypatch.setattr(module, "candidates", lambda n, *, trees: ["logistic 0.01"])
+    monkeypatch.setattr(module, "candidates", lambda n, *, trees, strengths: ["logistic 0.01"])
     features, member, folds = subject()
     part = folds.repeats[0][1]
     assert len(part.choosing) == 90 < len(part.train)
@@ -212,7 +212,7 @@ def test_who_remembers_best_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> N
     A stacker that is trained on what it says of the records it knows, written out below, falls for
     it.
     """
-    monkeypatch.setattr(module, "candidates", lambda n, *, trees: ["logistic 0.001"])
+    monkeypatch.setattr(module, "candidates", lambda n, *, trees, strengths: ["logistic 0.001"])
     rng = np.random.default_rng(4)
     member = rng.permutation(np.arange(300) < 150)
     folds = draw_folds(member, np.arange(300), n_folds=3, n_repeats=2, seed=1)
@@ -325,7 +325,7 @@ def test_every_part_is_fitted_once(case: Case, monkeypatch: pytest.MonkeyPatch) 
     """All sets of versions from the same parts: every version, every pair."""
     fits: list[tuple[int, bool]] = []
 
-    def counted(features: np.ndarray, *rest: object, trees: bool) -> Fitted:
+    def counted(features: np.ndarray, *rest: object, trees: bool, strengths: object) -> Fitted:
         fits.append((features.shape[1], trees))
         return cross_fit(features, *rest, trees=trees)  # type: ignore[arg-type]
 

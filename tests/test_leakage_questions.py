@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from auditor.attacks.combined import mean_rank
 from auditor.leakage import controls as controls_module
-from auditor.leakage import crossfit as crossfit_module
 from auditor.leakage.attackers import Attackers, Holding
 from auditor.leakage.blocks import of_scores
 from auditor.leakage.controls import judge_controls
@@ -303,11 +302,14 @@ def controls_of(attackers: Attackers, *, with_reference: bool = False) -> list[t
     attacks = ["single", *["paired"] * len(variants), "combined"]
     assert names == [
         *(("permuted-labels", a, held) for a, held in zip(attacks, tried, strict=True)),
+        ("permuted-labels", "single", [original]),
         ("original-as-variant", "gap", [original, original]),
         ("original-as-variant", "paired", [original, original]),
     ]
-    assert [one.with_reference for one in found] == [*[with_reference] * 4, False, with_reference]
-    assert [one.expected for one in found] == [0.5, 0.5, 0.5, 0.5, 0.5, 0.0]
+    assert [one.with_reference for one in found] == [*[with_reference] * 5, False, with_reference]
+    assert [one.expected for one in found] == [*[0.5] * 6, 0.0]
+    chosen = "chosen inside the folds"
+    assert [one.learner for one in found] == [*[chosen] * 4, "logistic 0.001", None, chosen]
     return [(one.name, one.attack) for one in found if not one.passed]
 
 
@@ -333,7 +335,7 @@ def test_the_original_twice_is_exactly_the_original(leaky: Attackers) -> None:
 def test_learners_that_saw_the_held_out_records_are_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Test rows among the training rows, and a learner that can remember them."""
+    """Test rows among the training rows; the learner that remembers most shows it."""
 
     def careless(is_member: np.ndarray, groups: np.ndarray, **options: int) -> Folds:
         folds = draw_folds(is_member, groups, **options)
@@ -342,7 +344,6 @@ def test_learners_that_saw_the_held_out_records_are_caught(
             repeats=[[part._replace(train=every) for part in parts] for parts in folds.repeats]
         )
 
-    monkeypatch.setattr(crossfit_module, "candidates", lambda n, *, trees: ["logistic 0.001"])
     found = make_attackers(make_case(np.random.default_rng(5), 200, n_variants=2))
     assert controls_of(found) == []
     monkeypatch.setattr(controls_module, "draw_folds", careless)

@@ -1,16 +1,21 @@
 """The terminal's part about more than one version: NR, SR, MR, controls, exposure, advice."""
 
-from rich.console import RenderableType
-from rich.markup import escape
+import textwrap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from auditor.leakage.advice import described
+from auditor.leakage.advice import described, listed
 from auditor.report.figures import interval, p_value
 from auditor.results import AuditResult, Leakage, LeakageComparison, SettingResult
 
-# Columns that the table needs with intervals beside their figures.
-WIDE = 150
+GAP = 2
+ABSENT = "–"
+# The column of names is as wide as the longest name, so that none is broken; up to this.
+LONGEST_NAME = 40
 LESS = {
     "SR over NR": "the better of the two alone",
     "SR over original and reference": "the original alone",
@@ -19,6 +24,29 @@ LESS = {
     "variants over original": "the original alone",
     "compression over noise": "noise of the same norm",
 }
+# Characters that "over" needs where it stands on two lines.
+LESS_WIDTH = 13
+TITLES = {
+    "crossfit": "what an attacker gets, holding",
+    "shadow": "what an attacker gets who learned on shadow audits, holding",
+    "none": "what an attacker gets without learning, holding",
+}
+
+
+class Line(NamedTuple):
+    """One attacker beside one question about him, as text.
+
+    Attributes:
+        name: His setting, and his attack where there are several; empty for his second question.
+        holds: The versions that he holds; empty like the name.
+        figures: Title and text of each figure.
+        is_found: Whether the answer is left after Holm's correction.
+    """
+
+    name: str
+    holds: str
+    figures: dict[str, str]
+    is_found: bool
 
 
 def leakage_part(result: AuditResult, *, rate: str | None, width: int) -> list[RenderableType]:
@@ -33,53 +61,52 @@ def leakage_part(result: AuditResult, *, rate: str | None, width: int) -> list[R
     if leakage is None:
         return []
     parts: list[RenderableType] = []
-    if any(one.supervision != "none" for one in leakage.settings):
-        parts += [
-            _table(leakage, supervision, rate=rate, width=width)
-            for supervision in leakage.supervision
-        ]
-        level = f"{100 * result.confidence:g}%"
-        parts.append(
-            Text(
-                f"learned attacks, intervals at {level}; p: of no gain, one-sided; * is left after "
-                "Holm's correction",
-                style="dim",
-            )
-        )
-    parts.append(_facts(leakage))
+    for supervision in leakage.supervision or ["none"]:
+        beside = _holds_reference(leakage, supervision)
+        lines = _lines(result, leakage, supervision, rate=rate, beside=beside)
+        if lines:
+            title = TITLES[supervision] + (" the reference and" if beside else "")
+            parts += [Text(f"\n{title}", style="bold"), _shown(lines, width)]
+    if parts:
+        parts.append(Text(_legend(result, leakage), style="dim"))
+    facts = _facts(leakage)
+    if facts:
+        parts.append(facts)
     if leakage.releases is not None:
         parts.append(Text(leakage.releases.advice, style="bold"))
     return parts
 
 
-def _table(leakage: Leakage, supervision: str, *, rate: str | None, width: int) -> Table:
-    stacked = width < WIDE
-    beside = any(one.with_reference for one in leakage.settings if one.supervision != "none")
-    names = _versions(leakage)
-    title = "shadow audits" if supervision == "shadow" else "what an attacker gets"
-    holds = f"{title}, holding{' the reference and' if beside else ''}"
-    table = Table(header_style="bold", pad_edge=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(f"\n{holds}", overflow="fold")
-    heads = ["AUC", "TPR" if rate is None else f"TPR@{100 * float(rate):g}%FPR, %", "gain in AUC"]
-    for head in (*heads, "over", "p (Holm)"):
-        table.add_column(f"\n{head}", justify="left" if head == "over" else "right")
+def _holds_reference(leakage: Leakage, supervision: str) -> bool:
+    """Whether the attackers to show hold the reference; what others find is in `audit.json`."""
+    if supervision == "none":
+        return False
+    return any(one.with_reference for one in leakage.settings if one.supervision == supervision)
+
+
+def _lines(
+    result: AuditResult, leakage: Leakage, supervision: str, *, rate: str | None, beside: bool
+) -> list[Line]:
+    lines = []
+    names = list(dict.fromkeys(name for one in leakage.settings for name in one.versions))
     for one in leakage.settings:
-        if one.supervision != supervision or one.with_reference != beside:
+        if one.supervision != supervision:
             continue
-        for row, comparison in enumerate(_asked(leakage, one) or [None]):
-            cells = _cells(one, comparison, rate=rate, stacked=stacked)
-            if row:
-                cells[:2] = ["", ""]
-            name = f"{one.setting}  {described(one.versions, names)}" if not row else ""
-            is_found = comparison is not None and "*" in cells[-1]
-            style = "bold" if is_found else ""
-            table.add_row(escape(name), *map(escape, cells), style=style)
-    return table
-
-
-def _versions(leakage: Leakage) -> list[str]:
-    longest = max((one.versions for one in leakage.settings), key=len)
-    return list(longest)
+        if supervision != "none" and one.with_reference != beside:
+            continue
+        # A pair is named one by one; of three versions it would else be all but the third.
+        holds = described(one.versions, names) if one.setting == "MR" else listed(one.versions)
+        name = f"{one.setting}  {one.attack}" if supervision == "none" else one.setting
+        own = {"AUC": interval(one.figures.auc)}
+        if rate is not None:
+            title = f"TPR@{100 * float(rate):g}%FPR, %"
+            own[title] = interval(one.figures.tpr_at_fpr.get(rate), percent=True)
+        asked = _asked(leakage, one)
+        gains = [_gain(found, level=result.confidence) for found in asked] or [({}, False)]
+        for at, (gain, is_found) in enumerate(gains):
+            first = (name, holds, {**own, **gain}) if not at else ("", "", gain)
+            lines.append(Line(*first, is_found))
+    return lines
 
 
 def _asked(leakage: Leakage, one: SettingResult) -> list[LeakageComparison]:
@@ -91,6 +118,7 @@ def _asked(leakage: Leakage, one: SettingResult) -> list[LeakageComparison]:
         found
         for found in leakage.comparisons
         if found.metric == "auc"
+        and found.attack == one.attack
         and found.versions == one.versions
         and found.with_reference == one.with_reference
         and found.supervision == one.supervision
@@ -100,24 +128,91 @@ def _asked(leakage: Leakage, one: SettingResult) -> list[LeakageComparison]:
     return wanted
 
 
-def _cells(
-    one: SettingResult, comparison: LeakageComparison | None, *, rate: str | None, stacked: bool
-) -> list[str]:
-    figures = one.figures
-    cells = [
-        interval(figures.auc),
-        interval(figures.tpr_at_fpr.get(rate or ""), percent=True),
-    ]
-    if comparison is None:
-        cells += ["–", "", "–"]
-    else:
-        is_left = comparison.p_adjusted is not None and comparison.p_adjusted < 0.05
-        cells += [
-            interval(comparison.difference, signed=True),
-            LESS[comparison.question],
-            p_value(comparison.p_adjusted) + (" *" if is_left else ""),
+def _gain(found: LeakageComparison, *, level: float) -> tuple[dict[str, str], bool]:
+    """The answer to a question, and whether it is a finding."""
+    is_found = found.p_adjusted is not None and found.p_adjusted < 1 - level
+    return {
+        "gain in AUC": interval(found.difference, signed=True),
+        "over": LESS[found.question],
+        "p (Holm)": p_value(found.p_adjusted) + (" *" if is_found else ""),
+    }, is_found
+
+
+def _shown(lines: Sequence[Line], width: int) -> RenderableType:
+    """A table with intervals beside their figures, or under them, or a block per attacker."""
+    # A figure that is absent for all attackers is left out.
+    titles = dict.fromkeys(
+        title for line in lines for title, text in line.figures.items() if text != ABSENT
+    )
+    longest = max(len(word) for line in lines for word in line.holds.split())
+    for stacked in (False, True):
+        rows = [[_cell(line, title, stacked=stacked) for title in titles] for line in lines]
+        widths = [
+            max(len(part) for cell in column for part in cell.split("\n"))
+            for column in zip(titles, *rows, strict=True)
         ]
-    return [cell.replace(" [", "\n[") for cell in cells] if stacked else cells
+        room = width - sum(widths) - GAP * len(widths) - _name_width(lines) - GAP
+        if room >= min(longest, LONGEST_NAME):
+            return _table(lines, list(titles), rows, room=room)
+    return _blocks(lines, list(titles))
+
+
+def _name_width(lines: Sequence[Line]) -> int:
+    return max(len(line.name) for line in lines)
+
+
+def _cell(line: Line, title: str, *, stacked: bool) -> str:
+    text = line.figures.get(title, "")
+    if not stacked:
+        return text
+    if title == "over":
+        return textwrap.fill(text, LESS_WIDTH)
+    return text.replace(" [", "\n[")
+
+
+def _table(
+    lines: Sequence[Line], titles: Sequence[str], rows: Sequence[Sequence[str]], *, room: int
+) -> Table:
+    table = Table(header_style="bold", pad_edge=False, box=None, padding=(0, GAP, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for title in titles:
+        table.add_column(title, justify="left" if title == "over" else "right", no_wrap=True)
+    for line, row in zip(lines, rows, strict=True):
+        holds = textwrap.fill(
+            line.holds, max(1, room), subsequent_indent="  ", break_on_hyphens=False
+        )
+        cells = map(Text, (line.name, holds, *row))
+        table.add_row(*cells, style="bold" if line.is_found else "")
+    return table
+
+
+def _blocks(lines: Sequence[Line], titles: Sequence[str]) -> Group:
+    """A line for every figure; what is gained, over whom and how surely on one."""
+    parts: list[RenderableType] = []
+    labels = max(len(title) for title in titles if title not in ("over", "p (Holm)"))
+    for line in lines:
+        style = "bold" if line.is_found else ""
+        if line.name:
+            parts.append(Text(f"{line.name}  {line.holds}", style="bold"))
+        grid = Table.grid(padding=(0, GAP, 0, 0))
+        grid.add_column(width=labels + GAP)
+        grid.add_column()
+        for title, text in line.figures.items():
+            if title == "gain in AUC":
+                gain = f"{text} over {line.figures['over']}, p {line.figures['p (Holm)']}"
+                grid.add_row(Text(f"  {title}"), Text(gain), style=style)
+            elif title not in ("over", "p (Holm)") and text != ABSENT:
+                grid.add_row(Text(f"  {title}"), Text(text))
+        parts.append(grid)
+    return Group(*parts)
+
+
+def _legend(result: AuditResult, leakage: Leakage) -> str:
+    level = f"intervals at {100 * result.confidence:g}%"
+    if not leakage.supervision:
+        return f"training-free attacks, {level}"
+    return f"learned attacks, {level}; p: of no gain, one-sided, after Holm's correction; * is left"
 
 
 def _facts(leakage: Leakage) -> Text:
@@ -130,6 +225,14 @@ def _facts(leakage: Leakage) -> Text:
             f"controls: {n_passed} of {len(leakage.controls)} passed (labels drawn anew, the "
             "original in the place of a variant)\n",
             style="bold red" if failed else "dim",
+        )
+    best = leakage.best
+    if best is not None:
+        text.append(
+            f"best of {best.n_candidates} training-free signals: {best.attack} on "
+            f"{listed(best.versions)}, AUC {best.auc:.3f}; p {p_value(best.p_value)} with its "
+            "selection paid for\n",
+            style="dim",
         )
     exposed = leakage.exposed
     if exposed is not None and exposed.fpr is not None and exposed.n_newly is not None:

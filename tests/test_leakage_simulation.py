@@ -1,0 +1,110 @@
+"""Learned attacks under a true null and with a planted effect: size, coverage, power.
+
+400 trials each, of 100 members and 100 nonmembers, hardly more than learned attacks need. A bound
+is the nominal level and three binomial standard errors, where nothing else is said.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from auditor.leakage.learners import one_thread
+from auditor.leakage.questions import Answering, answer, questions
+from auditor.leakage.settings import Levels, holdings, learned_by, result_of
+from tests.leakage_cases import make_attackers, make_case
+
+TRIALS = 400
+LEVELS = Levels(fprs=(), confidence=0.95, draws=100, seed=0)
+EVERY = ("NR", "SR", "MR")
+ERROR = 3 * np.sqrt(0.05 * 0.95 / TRIALS)
+NAMES = ("SR over NR", "MR over SR", "variants over original")
+
+
+class Trial(NamedTuple):
+    """What one audit found.
+
+    Attributes:
+        figures: Of each attacker, his AUC with its interval, shape (a, 3).
+        questions: Of each question, difference with interval and p-value, shape (q, 4).
+    """
+
+    figures: np.ndarray
+    questions: np.ndarray
+
+
+def trial(seed: int, leak: float, variant_leak: float) -> Trial:
+    rng = np.random.default_rng(seed)
+    case = make_case(rng, 200, n_variants=2, leak=leak, variant_leak=variant_leak)
+    with one_thread():
+        attackers = make_attackers(case, seed=seed)
+        figures = []
+        for held in holdings(attackers, settings=EVERY, with_reference=False):
+            found = result_of(
+                learned_by(attackers, held),
+                case.is_member,
+                overlap=attackers.folds.overlap,
+                levels=LEVELS,
+            )
+            auc = found.figures.auc
+            figures.append((auc.value, auc.low, auc.high))
+        asked = questions(attackers.order, settings=EVERY, with_reference=False, noises={})
+        answers = [
+            (one.difference.value, one.difference.low, one.difference.high, one.p_value)
+            for one in answer(asked, Answering(attackers, LEVELS))
+        ]
+    return Trial(np.array(figures), np.array(answers))
+
+
+def trials(n: int, *, leak: float = 0.0, variant_leak: float = 0.0) -> Trial:
+    """Shapes (n, a, 3) and (n, q, 4)."""
+    from joblib import Parallel, delayed
+
+    found = Parallel(n_jobs=-1)(delayed(trial)(seed, leak, variant_leak) for seed in range(n))
+    return Trial(
+        np.stack([one.figures for one in found]), np.stack([one.questions for one in found])
+    )
+
+
+def covered(found: np.ndarray, truth: np.ndarray | float) -> np.ndarray:
+    return ((found[..., 1] <= truth) & (truth <= found[..., 2])).mean(axis=0)
+
+
+@pytest.mark.slow
+def test_where_nothing_leaks_nothing_is_found() -> None:
+    """Labels that know nothing of the scores. DeLong's intervals alone would cover .71 to .81."""
+    found = trials(TRIALS)
+    cover = covered(found.figures, 0.5)
+    assert (cover >= 0.95 - ERROR).all()
+    # The upper end reaches 0.5 at least, so that only one side can be missed: .97 to .99.
+    assert (cover <= 0.995).all()
+    rejected = (found.questions[..., 3] <= 0.05).mean(axis=0)
+    assert (rejected <= 0.05 + ERROR).all(), rejected
+    # The difference of two rules that are both nothing but accident: measured .91 to .96.
+    assert (covered(found.questions, 0.0) >= 0.89).all()
+    # Of pure noise no attacker's AUC is far from a half on average.
+    assert np.abs(found.figures[..., 0].mean(axis=0) - 0.5).max() < 0.015
+
+
+@pytest.mark.slow
+def test_noise_that_knows_no_label_is_no_leak_of_compression() -> None:
+    """The original leaks; variants are the original and noise: neither SR nor MR may gain."""
+    found = trials(TRIALS, leak=0.3)
+    rejected = (found.questions[..., 3] <= 0.05).mean(axis=0)
+    assert (rejected <= 0.05 + ERROR).all(), rejected
+    # What an interval speaks of is the AUC of rules learned from so many records: its mean.
+    truth = found.figures[..., 0].mean(axis=0)
+    assert (truth > 0.6).all()
+    cover = covered(found.figures, truth)
+    assert (np.abs(cover - 0.95) <= ERROR).all(), cover
+    differences = covered(found.questions, found.questions[..., 0].mean(axis=0))
+    assert (differences >= 0.95 - ERROR).all(), differences
+
+
+@pytest.mark.slow
+def test_a_move_that_knows_the_label_is_found() -> None:
+    """A member's tokens gain by being compressed, and the original leaks nothing."""
+    found = trials(40, variant_leak=0.15)
+    asked = dict(zip(("first", "second", *NAMES[1:]), range(4), strict=True))
+    power = (found.questions[..., 3] <= 0.05).mean(axis=0)
+    assert (power[[asked["first"], asked["second"]]] >= 0.9).all(), power

@@ -1,12 +1,13 @@
 """The blind baseline: can members and nonmembers be told apart without looking at the model?
 
-If they can, an audit measures the lists as much as the model (Meeus et al. 2024; Duan et al. 2024).
-A bag of words, of letters and the length, in a logistic regression that is only ever asked about
-records that it was not trained on.
+If they can, an audit measures the lists as much as the model (Meeus et al. 2024; Duan et al.
+2024). A bag of words, of letters, the lengths and the size after zlib, in a logistic regression
+that is only ever asked about records that it was not trained on.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from zlib import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +89,7 @@ def blind_baseline(records: "Records", config: AuditConfig) -> Blind:
 
 
 def _features(records: "Records", chosen: npt.NDArray[np.int64]) -> "csr_matrix":
-    """Hashed words and letters and the log lengths, a row per record; texts are read in blocks."""
+    """Hashed words and letters, the log lengths and zlib size, a row per record, read in blocks."""
     from scipy.sparse import csr_matrix, hstack, vstack
     from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -101,7 +102,16 @@ def _features(records: "Records", chosen: npt.NDArray[np.int64]) -> "csr_matrix"
     blocks = []
     for part in np.array_split(chosen, max(1, len(chosen) // 1024)):
         texts = [text.words for text in records.texts(part)]
-        lengths = np.array([[np.log1p(len(t)), np.log1p(len(t.split()))] for t in texts])
+        lengths = np.array(
+            [
+                (
+                    np.log1p(len(t)),
+                    np.log1p(len(t.split())),
+                    np.log(len(compress(t.encode("utf-8", "replace")))),
+                )
+                for t in texts
+            ]
+        )
         row = [words.transform(texts), letters.transform(texts), csr_matrix(lengths)]
         blocks.append(hstack(row, format="csr"))
     return csr_matrix(vstack(blocks, format="csr"))

@@ -125,7 +125,7 @@ def _of_leakage(leakage: Leakage | None, config: AuditConfig) -> list[Warned]:
                 )
             )
     found += [
-        Warned(code="left-out", message=f"{name} was left out: {reason}.", severity="warning")
+        Warned(code="left-out", message=f"Left out: {name}: {reason}.", severity="warning")
         for name, reason in leakage.left_out.items()
     ]
     return found

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 import auditor
 from auditor.config import AuditConfig, CompressConfig, Shared
-from auditor.errors import CompleakError, ConfigError
+from auditor.errors import CompleakError
 from auditor.report.progress import Display, DisplayKind
 
 app = App(
@@ -185,7 +185,8 @@ def release(
     run
         Output folder of the audit.
     at_most
-        What a release may give away at most: tpr=0.05@fpr=0.01, or auc=0.6.
+        What a release may give away at most: tpr=0.05@fpr=0.01, or auc=0.6; the audit's own
+        bound when left out.
     versions
         The versions that are to be published, with commas between; all when left out.
     fail_on
@@ -199,9 +200,8 @@ def release(
     from auditor.release import judge_run, must_pass
     from auditor.report.releases import releases_table
 
-    if fail_on and not at_most:
-        raise ConfigError("--fail-on needs a bound", fix="for example --at-most auc=0.6")
-    releases = judge_run(run, at_most=at_most, release=[versions] if versions else [], out=out)
+    wanted = [versions] if versions else []
+    releases = judge_run(run, at_most=at_most, release=wanted, fail_on=fail_on, out=out)
     console = Console()
     console.print(releases_table(releases, width=console.width))
     must_pass(releases, fail_on)

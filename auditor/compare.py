@@ -19,6 +19,8 @@ from auditor.attacks import ATTACKS
 from auditor.config import AuditConfig
 from auditor.errors import ConfigError, StoreError
 from auditor.files import write_text
+from auditor.leakage.judge import WITH_REFERENCE
+from auditor.leakage.settings import no_worse_than_chance
 from auditor.recipes import validated
 from auditor.results import AttackResult, Warned
 from auditor.results.compared import ComparedAudit, ComparedRuns, ComparedVersion, RunComparison
@@ -247,18 +249,22 @@ def _figures(
 ) -> dict[str, AttackResult]:
     """Figures of one version in one audit, its signals in the order of the first."""
     config = compared.config
-    return {
-        attack: attack_result(
+    found = {}
+    for attack, signal in signals.items():
+        share = _noise_share(run, version, attack)
+        figures = attack_result(
             signal,
             compared.before.is_member,
             fprs=config.fpr,
             confidence=config.confidence,
             draws=config.bootstrap,
             seed=config.seed,
-            inflation=_inflation(run, version, attack),
+            inflation=math.sqrt(1 + (share or 0.0)),
         )
-        for attack, signal in signals.items()
-    }
+        if share is not None:
+            figures = figures.model_copy(update={"auc": no_worse_than_chance(figures.auc)})
+        found[attack] = figures
+    return found
 
 
 def _tests(compared: Compared, pair: Pair) -> list[RunComparison]:
@@ -296,18 +302,24 @@ def _is_learned(attack: str) -> bool:
     return attack not in ATTACKS or ATTACKS[attack].learned
 
 
-def _inflation(run: Run, version: str, attack: str) -> float:
-    """Factor on the intervals of one audit's figures, as that audit found it."""
+def _noise_share(run: Run, version: str, attack: str) -> float | None:
+    """The accident of training in one audit's signal, as that audit found it.
+
+    None where there is none; the most that it can be where the audit does not say.
+    """
     if not _is_learned(attack):
-        return 1.0
-    held = {run.original, version}
-    shares = [
-        item.noise_share
-        for item in (run.result.leakage.settings if run.result.leakage is not None else [])
-        if item.attack == attack and version in item.versions and held.issuperset(item.versions)
-        if item.noise_share is not None
-    ]
-    return math.sqrt(1 + max(shares)) if shares else MOST_INFLATION
+        return None
+    leakage, held = run.result.leakage, {run.original, version}
+    if leakage is None or not leakage.supervision:
+        return MOST_INFLATION**2 - 1
+    for item in leakage.settings:
+        name = item.attack + (WITH_REFERENCE if item.with_reference else "")
+        # Of several supervisions the column is of the first, see `leakage.judge`.
+        if (name, item.supervision) != (attack, leakage.supervision[0]):
+            continue
+        if version in item.versions and held.issuperset(item.versions):
+            return item.noise_share
+    return MOST_INFLATION**2 - 1
 
 
 def _notes(compared: Compared, shared: list[str]) -> list[Warned]:

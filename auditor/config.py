@@ -245,6 +245,15 @@ class AuditConfig(Shared):
             raise ValueError("every false positive rate must lie between 0 and 1")
         return tuple(sorted(set(value)))
 
+    @field_validator("at_most")
+    @classmethod
+    def _bound_can_be_read(cls, value: str | None) -> str | None:
+        from auditor.leakage.bounds import parse_bound
+
+        if value is not None:
+            parse_bound(value)
+        return value
+
     @field_validator("attacks")
     @classmethod
     def _attacks_exist(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -307,6 +316,15 @@ class AuditConfig(Shared):
                 "--fail-on and --release need a bound to be judged by",
                 seen="no --at-most",
                 fix="for example --at-most tpr=0.05@fpr=0.01",
+            )
+        named = not self.attacks or "combined" in self.attacks
+        if self.fail_on and not ("MR" in self.settings and named):
+            raise ConfigError(
+                "--fail-on needs the attack that holds many versions",
+                seen=f"--settings {','.join(self.settings)} --attacks {','.join(self.attacks)}"
+                if self.attacks
+                else f"--settings {','.join(self.settings)}",
+                fix="leave --settings and --attacks out, or name MR and combined there too",
             )
         labels = {spec.label for spec in self.variant_specs}
         if missing := [name for name in self.release if name not in labels]:

@@ -60,12 +60,12 @@ def one_matrix(features: np.ndarray, member: np.ndarray, folds: Folds) -> Fitted
 
 def two_stacked(features: np.ndarray, member: np.ndarray, folds: Folds) -> Fitted:
     parts = [base(features[:, columns], member, folds) for columns in HALVES]
-    return stacked(parts, member, folds, with_inner=True)
+    return stacked(parts, member, folds)
 
 
 def best_of_three(features: np.ndarray, member: np.ndarray, folds: Folds) -> Fitted:
     parts = [base(features[:, columns], member, folds) for columns in HALVES]
-    both = stacked(parts, member, folds, with_inner=True)
+    both = stacked(parts, member, folds)
     return Fitted(best_inside([*parts, both], member, folds).repeats, both.inner, {})
 
 
@@ -197,7 +197,7 @@ def test_several_times_the_same_is_as_much_as_once() -> None:
     assert silent.test.any() is np.False_
     assert stacked([one], member, folds) is one
     for parts in ([one, one], [one, one, one], [one, silent], [silent, one, one]):
-        found = stacked(parts, member, folds, with_inner=True)
+        found = stacked(parts, member, folds)
         np.testing.assert_array_equal(found.test, one.test)
         for r, k in product(range(2), range(3)):
             np.testing.assert_array_equal(found.inner[r][k], one.inner[r][k])
@@ -234,7 +234,7 @@ def test_who_remembers_best_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> N
         ]
         assert roc_auc_score(side, below[0]) == 1.0
         outer = np.stack([one.test[r, part.test] for one in parts], axis=1)
-        return weigh(np.stack(below, axis=1), side, outer)
+        return weigh(np.stack(below, axis=1), side, outer, part.inner)[0]
 
     fooled = np.empty((2, 300))
     for r, parts_of_r in enumerate(folds.repeats):
@@ -254,18 +254,18 @@ def made_up(member: np.ndarray, folds: Folds, *, inside: float, outside: float) 
     return Fitted(outside * sign + rng.normal(size=(2, N)), inner, {})
 
 
-def test_a_stacker_is_chosen_by_what_it_says_of_others() -> None:
-    """Its inner log-odds of an inner fold hang on no label in that fold."""
+def test_a_stacker_is_chosen_by_what_it_says_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its inner log-odds of an inner fold hang on no label in that fold, the penalty apart."""
+    monkeypatch.setattr(module, "WEIGHING", (0.1,))
     _, member, folds = subject()
     parts = [made_up(member, folds, inside=i, outside=1.0) for i in (0.1, 0.2)]
-    before = stacked(parts, member, folds, with_inner=True)
-    assert stacked(parts, member, folds).inner == [[], []]
+    before = stacked(parts, member, folds)
     for r, k, fold in ((0, 0, 0), (1, 2, 1), (0, 1, 2)):
         part = folds.repeats[r][k]
         held = part.inner == fold
         turned = member.copy()
         turned[part.choosing[held]] ^= True
-        after = stacked(parts, turned, folds, with_inner=True)
+        after = stacked(parts, turned, folds)
         np.testing.assert_array_equal(after.inner[r][k][held], before.inner[r][k][held])
         assert (after.inner[r][k][~held] != before.inner[r][k][~held]).all()
 

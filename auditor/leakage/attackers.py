@@ -104,13 +104,13 @@ class Attackers:
     def best_inside(self, holdings: Sequence[Holding]) -> Learned:
         """The best of several attackers, chosen inside the folds."""
         self.prepare(holdings)
-        fitted = [self._fitted(holding, with_inner=True) for holding in holdings]
+        fitted = [self._fitted(holding) for holding in holdings]
         return best_inside(fitted, self.is_member, self.folds)
 
-    def _fitted(self, holding: Holding, *, with_inner: bool = False) -> Fitted:
+    def _fitted(self, holding: Holding) -> Fitted:
         self.prepare([holding])
         parts = [self._bases[base] for base in bases_of(holding)]
-        return stacked(parts, self.is_member, self.folds, with_inner=with_inner)
+        return stacked(parts, self.is_member, self.folds)
 
     def matrix(self, base: Holding) -> Float32:
         """The features of a part, shape (n, p)."""

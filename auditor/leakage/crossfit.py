@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from auditor.leakage.folds import N_INNER, Folds, Part
+from auditor.leakage.folds import N_INNER, Folds, Part, Rows
 from auditor.leakage.learners import (
     STRENGTHS,
     Bools,
@@ -23,8 +23,9 @@ from auditor.leakage.learners import (
     log_loss,
 )
 
-# The second level has a few dozen inputs that say nearly the same: one strength serves.
-STACK_STRENGTH = 0.1
+# Of the second level: strong where all parts say much the same and little, weak where one of them
+# says nearly all.
+WEIGHING = (0.1, 0.01, 0.001)
 
 
 class Fitted(NamedTuple):
@@ -148,9 +149,7 @@ def learned(fitted: Fitted, folds: Folds) -> Learned:
     return Learned(centred(fitted.test, folds), fitted.chosen)
 
 
-def stacked(
-    bases: list[Fitted], is_member: Bools, folds: Folds, *, with_inner: bool = False
-) -> Fitted:
+def stacked(bases: list[Fitted], is_member: Bools, folds: Folds) -> Fitted:
     """One attack of several cross-fitted matrices: a logistic regression on their log-odds.
 
     It is trained on the inner log-odds, which come from learners that had not seen the record, and
@@ -161,7 +160,6 @@ def stacked(
         bases: At least one, cross-fitted on the same folds.
         is_member: Shape (n,).
         folds: The folds.
-        with_inner: Whether inner log-odds are wanted too, for `best_inside`.
     """
     if len(bases) == 1:
         return bases[0]
@@ -173,34 +171,38 @@ def stacked(
             below = np.stack([base.inner[r][k] for base in bases], axis=1)
             outer = np.stack([base.test[r, part.test] for base in bases], axis=1)
             side = is_member[part.choosing]
-            test[r, part.test] = weigh(below, side, outer)
-            if with_inner:
-                found = np.empty(len(side))
-                for fold in range(N_INNER):
-                    held = part.inner == fold
-                    found[held] = weigh(below[~held], side[~held], below[held])
-                inner[r].append(found)
+            test[r, part.test], found = weigh(below, side, outer, part.inner)
+            inner[r].append(found)
     return Fitted(test, inner, {"logistic on log-odds": sum(map(len, folds.repeats))})
 
 
-def weigh(below: Float64, is_member: Bools, above: Float64) -> Float64:
+def weigh(below: Float64, is_member: Bools, above: Float64, inner: Rows) -> tuple[Float64, Float64]:
     """Log-odds of rows `above` by a logistic regression that was trained on rows `below`.
 
     Args:
         below: Log-odds by each learner, shape (m, b).
         is_member: Shape (m,).
         above: The same of other records, shape (n, b).
+        inner: The inner fold of each row below, shape (m,), on which the penalty is chosen.
 
     Returns:
-        Shape (n,). Where all learners say the same, that is what they say.
+        Shape (n,), and those of the rows below on the inner folds, shape (m,). Where all learners
+        say the same, that is what both are.
     """
     scaler = fit_scaler(below)
     if not len(scaler.kept):
-        return np.zeros(len(above))
+        return np.zeros(len(above)), np.zeros(len(below))
     if len(scaler.kept) == 1:
-        return above[:, scaler.kept[0]]
-    (predict,) = fit_logistic(scaler.apply(below), is_member, [STACK_STRENGTH])
-    return predict(scaler.apply(above))
+        return above[:, scaler.kept[0]], below[:, scaler.kept[0]]
+    rows = scaler.apply(below)
+    found = np.empty((len(WEIGHING), len(rows)))
+    for fold in range(N_INNER):
+        held = inner == fold
+        for number, predict in enumerate(fit_logistic(rows[~held], is_member[~held], WEIGHING)):
+            found[number, held] = predict(rows[held])
+    best = int(np.argmin([log_loss(log_odds, is_member) for log_odds in found]))
+    *_, predict = fit_logistic(rows, is_member, WEIGHING[: best + 1])
+    return predict(scaler.apply(above)), found[best]
 
 
 def best_inside(candidates: list[Fitted], is_member: Bools, folds: Folds) -> Learned:

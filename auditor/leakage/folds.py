@@ -121,7 +121,7 @@ def must_teach(part: Part, is_member: Bools, groups: Rows) -> None:
 def _too_alike(groups: Rows) -> RecordsError:
     sizes = np.unique(groups, return_counts=True)[1]
     return RecordsError(
-        "learned attacks need members and nonmembers in every fold, and near-duplicates share one",
+        "every fold must hold members and nonmembers, and near-duplicates share one",
         seen=f"{len(groups)} records in {len(sizes)} groups of near-duplicates, "
         f"{sizes.max()} in the largest",
         fix="leave near-duplicates out of the records, or ask for attacks that are not learned",

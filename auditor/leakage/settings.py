@@ -149,7 +149,7 @@ def result_of(found: Found, is_member: Bools, *, overlap: float, levels: Levels)
         supervision=found.supervision,
         figures=figures
         if noise is None
-        else figures.model_copy(update={"auc": _no_worse_than_chance(figures.auc)}),
+        else figures.model_copy(update={"auc": no_worse_than_chance(figures.auc)}),
         noise_share=noise,
         learners=found.learners,
     )
@@ -178,7 +178,7 @@ def auc_and_tprs(
         seed=levels.seed,
         inflation=inflation,
     )
-    return (auc if noise is None else _no_worse_than_chance(auc)), tprs
+    return (auc if noise is None else no_worse_than_chance(auc)), tprs
 
 
 def _noise_of(found: Found, is_member: Bools, *, overlap: float) -> float | None:
@@ -188,7 +188,7 @@ def _noise_of(found: Found, is_member: Bools, *, overlap: float) -> float | None
     return noise_share(found.repeats, is_member, overlap=overlap)
 
 
-def _no_worse_than_chance(auc: Estimate) -> Estimate:
+def no_worse_than_chance(auc: Estimate) -> Estimate:
     """The AUC with an interval that reaches 0.5.
 
     What a learner learns from noise can be worse than chance on the very records that it is tested

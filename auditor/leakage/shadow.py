@@ -99,7 +99,7 @@ class Shadowed(Attackers):
 
     def best_inside(self, holdings: Sequence[Holding]) -> Learned:
         """The best of several on the shadow's inner folds, applied to the target."""
-        fitted = [self._weighed(holding, with_inner=True) for holding in holdings]
+        fitted = [self._weighed(holding) for holding in holdings]
         best = int(np.argmin([log_loss(one.inner, self._side) for one in fitted]))
         return Learned(fitted[best].target[None], {str(best): 1}, is_cross_fitted=False)
 
@@ -107,18 +107,15 @@ class Shadowed(Attackers):
     def _side(self) -> Bools:
         return self._shadow.is_member[self._part.choosing]
 
-    def _weighed(self, holding: Holding, *, with_inner: bool = False) -> _Base:
+    def _weighed(self, holding: Holding) -> _Base:
         self.prepare([holding])
         parts = [self._found[base] for base in bases_of(holding)]
         if len(parts) == 1:
             return parts[0]
         below = np.stack([part.inner for part in parts], axis=1)
         above = np.stack([part.target for part in parts], axis=1)
-        inner = np.zeros(len(below))
-        for fold in range(N_INNER if with_inner else 0):
-            held = self._part.inner == fold
-            inner[held] = weigh(below[~held], self._side[~held], below[held])
-        return _Base(weigh(below, self._side, above), inner, "logistic on log-odds")
+        target, inner = weigh(below, self._side, above, self._part.inner)
+        return _Base(target, inner, "logistic on log-odds")
 
     def _train(self, base: Holding) -> _Base:
         shadow, part = self._shadow, self._part

@@ -1,6 +1,6 @@
 """The terminal table of `compare`: version by version, before, after and the difference."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rich.console import Console, Group, RenderableType
@@ -14,6 +14,7 @@ from auditor.results.compared import ComparedRuns, ComparedVersion, RunCompariso
 
 # Columns that the table needs with every interval beside its figure; below, they stand under it.
 WIDE = 100
+GAP = 2
 MAX_SECONDARY = 12  # lines of the secondary comparisons; the surest come first
 
 
@@ -53,7 +54,7 @@ def render(result: ComparedRuns, *, width: int = 140) -> RenderableType:
         parts += [Text(version.variant, style="bold"), _grid(lines, widths)]
     level = f"{100 * result.confidence:g}%"
     parts.append(Text(f"intervals at {level}; * differs after Holm's correction", style="dim"))
-    parts += [*_secondary(result), *_left_out(result)]
+    parts += [*_secondary(result, width), *_left_out(result)]
     return Group(*parts)
 
 
@@ -69,9 +70,10 @@ def _notes(result: ComparedRuns) -> list[RenderableType]:
 
 def _heading(result: ComparedRuns) -> Text:
     text = Text("\n")
+    longest = max(len(audit.folder) for audit in (result.before, result.after))
     for title, audit in (("before", result.before), ("after", result.after)):
         text.append(f"{title:<8}")
-        text.append(audit.folder, style="bold")
+        text.append(audit.folder.ljust(longest), style="bold")
         text.append(f"  {audit.model.name}\n")
     text.append(
         f"{result.n_members:,} members, {result.n_nonmembers:,} nonmembers"
@@ -132,22 +134,37 @@ def _differs(result: ComparedRuns, item: RunComparison) -> bool:
     return item.p_adjusted is not None and item.p_adjusted < 1 - result.confidence
 
 
-def _secondary(result: ComparedRuns) -> list[RenderableType]:
+def _secondary(result: ComparedRuns, width: int) -> list[RenderableType]:
     """The secondary comparisons of other attacks that differ; of those that do not, the count."""
     tested = [x for x in result.comparisons if x.family == "secondary" and x.p_value is not None]
     found = sorted((x for x in tested if _differs(result, x)), key=lambda x: x.p_adjusted or 0.0)
     text = Text(f"\n{len(found):,} of {len(tested):,} secondary comparisons differ", style="bold")
-    lines = [
-        Text(
-            f"  {item.variant}  {item.attack}  {_metric(item.metric)}  "
-            f"{interval(item.difference, percent=item.metric != 'auc', signed=True)}  "
-            f"p {p_value(item.p_adjusted)}"
-        )
-        for item in found[:MAX_SECONDARY]
-    ]
+    shown: list[RenderableType] = [text]
+    if found:
+        shown.append(_findings(found[:MAX_SECONDARY], width))
     if len(found) > MAX_SECONDARY:
-        lines.append(Text(f"  and {len(found) - MAX_SECONDARY:,} more: see --out", style="dim"))
-    return [text, *lines]
+        shown.append(Text(f"  and {len(found) - MAX_SECONDARY:,} more: see --out", style="dim"))
+    return shown
+
+
+def _findings(found: Sequence[RunComparison], width: int) -> Table:
+    """A line for each, or two where one is too short for what is in it."""
+    rows = [
+        (
+            f"  {item.variant}",
+            item.attack,
+            _metric(item.metric),
+            interval(item.difference, percent=item.metric != "auc", signed=True),
+            f"p {p_value(item.p_adjusted)}",
+        )
+        for item in found
+    ]
+    needed = sum(max(map(len, column)) + GAP for column in zip(*rows, strict=True))
+    table = Table.grid(padding=(0, GAP, 0, 0))
+    for row in rows:
+        stacked = ["  ".join(row[:3]) + "\n    " + "  ".join(row[3:])]
+        table.add_row(*(Text(cell) for cell in (stacked if needed > width else row)))
+    return table
 
 
 def _left_out(result: ComparedRuns) -> list[RenderableType]:

@@ -96,7 +96,10 @@ def _lines(
             continue
         # A pair is named one by one; of three versions it would else be all but the third.
         holds = described(one.versions, names) if one.setting == "MR" else listed(one.versions)
-        name = f"{one.setting}  {one.attack}" if supervision == "none" else one.setting
+        name = one.setting
+        if supervision == "none":
+            name = f"{one.setting}  {one.attack}"
+            holds += ", with the reference" if one.with_reference else ""
         own = {"AUC": interval(one.figures.auc)}
         if rate is not None:
             title = f"TPR@{100 * float(rate):g}%FPR, %"

@@ -29,8 +29,13 @@ def noise_share(
 ) -> float:
     """Share nu of the accident of training in the spread of a cross-fitted signal.
 
-    Measured in tests/test_leakage_simulation.py: with it, intervals of the AUC and of its
-    differences cover what they claim, where DeLong's alone cover .77 to .89.
+    Measured at 95 % on invented scores of three versions (400 runs of 200 records, 200 of 1,000),
+    coverage with it / with DeLong's variance alone:
+        nothing leaks, AUC of one, two and three versions: .97 to .99 / .79 to .85;
+        the original leaks, AUC .66: .935 to .965 / .85 to .95;
+        differences where nothing leaks: .91 to .96 / .76 to .90; where the original leaks and
+        the variants are noise: .96 to .99 / .87 to .93.
+    One-sided tests of a gain at 5 % rejected .01 to .055 of true nulls.
 
     Args:
         repeats: Shape (R, n): the signal of each repeat of the folds.

@@ -4,14 +4,14 @@ Shards of all versions speak of the same records, so that they are read side by 
 than one shard of each is held. What is kept is float32: 27 numbers a version and 31 a pair.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from auditor.attacks.paired import ez_gap, gap
+from auditor.attacks import ATTACKS
 from auditor.leakage.features import (
     N_LENGTHS,
     distant_features,
@@ -141,10 +141,19 @@ def of_scores(
         references=references,
         pairs={pair: single(pair_features(scores[pair[0]], scores[pair[1]])) for pair in pairs},
         gaps={
-            "gap": {name: gap(found) for name, found in beside_original.items()},
-            "ez-gap": {name: ez_gap(found) for name, found in beside_original.items()},
+            attack: {name: function(found) for name, found in beside_original.items()}
+            for attack, function in _training_free().items()
         },
     )
+
+
+def _training_free() -> dict[str, Callable[[Scores], Float64]]:
+    """The SR attacks without training."""
+    return {
+        name: attack.load()
+        for name, attack in ATTACKS.items()
+        if attack.setting == "SR" and not attack.learned
+    }
 
 
 def _empty_like(part: Blocks, n: int) -> Blocks:

@@ -53,7 +53,7 @@ ATTACKS: dict[str, Attack] = {
         "auditor.attacks.single:ez", "EZ-MIA 2026", needs_reference=True, needs_same_tokens=True
     ),
     "gap": Attack("auditor.attacks.paired:gap", "CompLeak 2025, LM form", setting="SR"),
-    "ez-gap": Attack("auditor.attacks.paired:ez_gap", "EZ-MIA 2026, LM form", setting="SR"),
+    "ez-gap": Attack("auditor.attacks.paired:ez_gap", "EZ-MIA 2026", setting="SR"),
     "paired": Attack(
         "auditor.leakage.attackers:paired", "CompLeak 2025, LM form", setting="SR", learned=True
     ),

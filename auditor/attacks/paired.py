@@ -8,7 +8,7 @@ from auditor.scoring.scores import Float64, Scores
 
 
 def gap(scores: Scores) -> Float64:
-    """L̄_variant - L̄_original, the variant as the reference (CompLeak's SR, LM form)."""
+    """L̄_variant - L̄_original: the variant as the reference."""
     return single.ref(scores)
 
 

@@ -39,12 +39,9 @@ def epsilon_bounds(
             if config.membership != "randomized":
                 found.append(EpsilonBound.model_validate({**shared, "absent": NOT_RANDOMIZED}))
                 continue
-            bound = (
-                one_run_bound(*sides, delta=config.delta, confidence=config.confidence)
-                if method == "one-run"
-                else split_threshold_bound(
-                    *sides, delta=config.delta, confidence=config.confidence, seed=config.seed
-                )
+            compute = one_run_bound if method == "one-run" else split_threshold_bound
+            bound = compute(
+                *sides, delta=config.delta, confidence=config.confidence, seed=config.seed
             )
             found.append(
                 EpsilonBound.model_validate(

@@ -163,10 +163,14 @@ def compare(
     out
         File to write the result to as JSON; it must not be there yet.
     """
+    _compare_and_show(before, after, primary=primary, fprs=fpr, confidence=confidence, out=out)
+
+
+def _compare_and_show(before: Path, after: Path, **given: Any) -> None:  # noqa: ANN401
     from auditor.compare import compare_runs
     from auditor.report.compared import show
 
-    show(compare_runs(before, after, primary=primary, fprs=fpr, confidence=confidence, out=out))
+    show(compare_runs(before, after, **given))
 
 
 @app.command
@@ -195,13 +199,22 @@ def release(
     out
         File to write the result to as JSON; it must not be there yet.
     """
+    wanted = [versions] if versions else []
+    _release_and_show(run, at_most=at_most, release=wanted, fail_on=fail_on, out=out)
+
+
+def _release_and_show(
+    run: Path,
+    *,
+    fail_on: Literal["over", "undecided"] | None,
+    **given: Any,  # noqa: ANN401
+) -> None:
     from rich.console import Console
 
     from auditor.release import judge_run, must_pass
     from auditor.report.releases import releases_table
 
-    wanted = [versions] if versions else []
-    releases = judge_run(run, at_most=at_most, release=wanted, fail_on=fail_on, out=out)
+    releases = judge_run(run, fail_on=fail_on, **given)
     console = Console()
     console.print(releases_table(releases, width=console.width))
     must_pass(releases, fail_on)

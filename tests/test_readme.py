@@ -32,8 +32,9 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 def test_commands_are_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line is parsed by the program itself; only what they ask for is not carried out."""
     seen = []
-    for name in ("_audit_and_show", "_compress_and_show"):
-        monkeypatch.setattr(cli, name, lambda config, kind: seen.append(config))
+    for command in ("audit", "compress", "release", "compare"):
+        name = f"_{command}_and_show"
+        monkeypatch.setattr(cli, name, lambda *given, **named: seen.append(given))
     monkeypatch.setattr("auditor.demo.target.make_target", lambda *_, **__: None)
     lines = [line for line in shell_lines() if line.startswith("compleak-llm")]
     assert len(lines) >= 2

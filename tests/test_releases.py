@@ -202,7 +202,8 @@ def test_advice_without_a_bound(leaky: Attackers, silent: Attackers) -> None:
     assert "Holm's correction over 4 versions" in advice
     advice = judge(silent).advice
     assert advice.startswith(
-        "No difference is shown between publishing all 4 versions and the original alone: TPR at 5% FPR"
+        "No difference is shown between publishing all 4 versions and the original alone: TPR at "
+        "5% FPR"
     )
     assert "can be excluded at 95% confidence" in advice
     alone = attackers({"original": 0.5}, names=("original", "noise(gptq)"), n=300)

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import time
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -10,9 +12,10 @@ from rich.console import Console
 from auditor import AuditResult
 from auditor.cli import main
 from auditor.report.figures import interval, p_value
+from auditor.report.leakage import LESS
 from auditor.report.progress import Plain, Rich, Silent
 from auditor.report.terminal import show
-from auditor.results import Estimate, Warned
+from auditor.results import Estimate, Leakage, Warned
 
 
 def printed(result: AuditResult, width: int) -> str:
@@ -122,3 +125,197 @@ def test_doctor_tries_every_compressor(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_result_survives_json(done: AuditResult) -> None:
     assert AuditResult.model_validate(json.loads(done.model_dump_json())) == done
+
+
+PRUNED = "prune-magnitude:sparsity=0.5"
+LONG = "checkpoint:/models/clinic/letters/v2/pruned-by-hand-and-quantized"
+EPSILON = {
+    "method": "one-run",
+    "attack": "ez",
+    "versions": ["original"],
+    "epsilon": 1.234,
+    "delta": 1e-5,
+    "confidence": 0.95,
+}
+
+
+def leakage_of(result: AuditResult) -> Leakage:
+    assert result.leakage is not None
+    return result.leakage
+
+
+def changed(result: AuditResult, **changes: Any) -> AuditResult:
+    """The audit with something else about several versions."""
+    return result.model_copy(update={"leakage": leakage_of(result).model_copy(update=changes)})
+
+
+def renamed(result: AuditResult, name: str) -> AuditResult:
+    return AuditResult.model_validate_json(result.model_dump_json().replace(PRUNED, name))
+
+
+def attackers(text: str) -> list[tuple[str, str]]:
+    """What each attacker holds and what is printed of him, in a table or in a block of lines."""
+    start = re.search(r"^what an attacker gets", text, re.M)
+    assert start is not None
+    part = text[start.start() :]
+    part = part[: part.index("attacks, intervals at")]
+    found = re.split(r"^(?=(?:NR|SR|MR)  )", part, flags=re.M)[1:]
+    return [(re.split(r" {2,}|\n", one[4:].lstrip())[0], one) for one in found]
+
+
+def everyone(text: str) -> str:
+    return "".join(block for _, block in attackers(text))
+
+
+@pytest.mark.parametrize("width", [60, 80, 99, 100, 110, 120, 137, 160, 200])
+@pytest.mark.parametrize("name", [PRUNED, "bnb-int8", LONG])
+def test_every_attacker_has_his_figures(done: AuditResult, width: int, name: str) -> None:
+    result = renamed(done, name)
+    text = printed(result, width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    blocks = [block for _, block in attackers(text)]
+    shown = [one for one in leakage_of(result).settings if one.with_reference]
+    shown = [one for one in shown if one.supervision == "crossfit"]
+    assert len(blocks) == len(shown) == 7
+    for one, block in zip(shown, blocks, strict=True):
+        squeezed = "".join(block.split())
+        assert block.startswith(f"{one.setting}  ")
+        texts = [
+            interval(one.figures.auc),
+            interval(one.figures.tpr_at_fpr["0.2"], percent=True),
+        ]
+        for found in leakage_of(result).comparisons:
+            asked = (found.versions, found.with_reference, found.metric)
+            if asked == (one.versions, True, "auc") and found.question != "SR over NR":
+                texts.append(interval(found.difference, signed=True))
+                texts.append(p_value(found.p_adjusted))
+                assert all(word in block for word in LESS[found.question].split())
+        assert (
+            len(texts) == {"NR": 2, "SR": 4, "MR": 6 if len(one.versions) == 3 else 4}[one.setting]
+        )
+        # A figure may stand above its interval; neither is ever broken.
+        for part in (part for text in texts for part in text.split(" [")):
+            assert part.lstrip("[") in block
+            assert squeezed.count(part.replace(" ", "")) >= 1
+
+
+@pytest.mark.parametrize("width", [60, 100, 120, 160])
+def test_attackers_are_called_by_what_they_hold(done: AuditResult, width: int) -> None:
+    assert [name for name, _ in attackers(printed(done, width))] == [
+        "original",
+        "bnb-nf4",
+        PRUNED,
+        "original and bnb-nf4",
+        f"original and {PRUNED}",
+        "all 3 versions",
+        "all but original",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+@pytest.mark.parametrize("name", ["gptq:bits=4,group_size=128", LONG])
+def test_no_name_is_broken(done: AuditResult, name: str, width: int) -> None:
+    part = everyone(printed(renamed(done, name), width))
+    assert part.count(name) == 2
+
+
+def test_below_100_columns_an_attacker_is_a_block(done: AuditResult) -> None:
+    for width, is_block in ((60, True), (99, True), (160, False)):
+        _, block = attackers(printed(done, width))[0]
+        assert (block.splitlines()[0].rstrip() == "NR  original") == is_block
+
+
+def test_a_finding_has_a_star_at_the_level_of_the_audit(done: AuditResult) -> None:
+    comparisons = [
+        item.model_copy(update={"p_adjusted": 0.07}) for item in leakage_of(done).comparisons
+    ]
+    result = changed(done, comparisons=comparisons)
+    for width in (60, 120, 160):
+        assert "0.070 *" not in printed(result, width)
+        bolder = result.model_copy(update={"confidence": 0.9})
+        assert "0.070 *" in printed(bolder, width)
+
+
+def test_what_is_absent_everywhere_has_no_column(done: AuditResult) -> None:
+    alone = [one for one in leakage_of(done).settings if one.setting == "NR"]
+    for width in (60, 120, 160):
+        part = everyone(printed(changed(done, settings=alone, comparisons=[]), width))
+        assert "gain" not in part
+        assert "p (Holm)" not in part
+    few = [
+        variant.model_copy(
+            update={
+                "attacks": {
+                    name: found.model_copy(update={"tpr_at_fpr": {}})
+                    for name, found in variant.attacks.items()
+                }
+            }
+        )
+        for variant in done.variants
+    ]
+    for width in (60, 120, 160):
+        text = printed(done.model_copy(update={"variants": few}), width)
+        assert "TPR" not in text[text.index("what an attacker gets") : text.index("controls:")]
+
+
+def test_without_learned_attacks_those_without_training_are_shown(done: AuditResult) -> None:
+    free = [one for one in leakage_of(done).settings if one.supervision == "none"]
+    result = changed(
+        done,
+        supervision=[],
+        settings=free,
+        comparisons=[],
+        controls=[],
+        releases=None,
+        exposed=None,
+    )
+    for width in (60, 100, 160):
+        text = printed(result, width)
+        assert "what an attacker gets without learning" in text
+        assert "learned attacks" not in text
+        for one in free:
+            assert f"{one.setting}  {one.attack}" in text
+            assert format(one.figures.auc.value, ".3f") in text
+
+
+def test_shadows_have_a_table_of_their_own(done: AuditResult) -> None:
+    settings = leakage_of(done).settings
+    shadow = [
+        one.model_copy(update={"supervision": "shadow"})
+        for one in settings
+        if one.supervision == "crossfit"
+    ]
+    result = changed(done, supervision=["crossfit", "shadow"], settings=[*settings, *shadow])
+    for width in (60, 160):
+        text = printed(result, width)
+        assert text.index("what an attacker gets,") < text.index("who learned on shadow audits")
+        assert text.count("MR  all 3 versions") == 2
+
+
+def test_facts_are_a_line_each(done: AuditResult) -> None:
+    leakage = leakage_of(done)
+    result = AuditResult.model_validate(
+        {
+            **done.model_dump(),
+            "leakage": {**leakage.model_dump(), "epsilon": [EPSILON]},
+        }
+    )
+    text = " ".join(printed(result, 160).split())
+    assert f"controls: {len(leakage.controls)} of {len(leakage.controls)} passed" in text
+    assert leakage.best is not None
+    assert (
+        f"best of {leakage.best.n_candidates} training-free signals: {leakage.best.attack}" in text
+    )
+    assert leakage.exposed is not None
+    assert f"exposed: {leakage.exposed.n_newly} members are found at 20% FPR" in text
+    assert "epsilon of the training is at least 1.23 at delta 1e-05 (one-run, ez, 95%)" in text
+    assert leakage.releases is not None
+    assert leakage.releases.advice in text
+
+
+def test_names_of_attackers_are_text_and_not_markup(done: AuditResult) -> None:
+    name = "[red]x[/red]"
+    for width in (60, 120, 160):
+        part = everyone(printed(renamed(done, name), width))
+        assert part.count(name) == 2

@@ -20,7 +20,7 @@ from auditor.leakage.folds import Folds
 from auditor.leakage.learners import STRENGTHS, Bools, Float32, Float64, one_thread
 
 # Below this many numbers to learn from, starting processes costs more than it saves.
-WORTH_PROCESSES = 20_000_000
+WORTH_PROCESSES = 2_000_000
 # Numbers that the signals of all sets of versions may take together before they are not kept.
 KEPT = 2**25
 

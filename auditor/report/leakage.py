@@ -14,8 +14,6 @@ from auditor.results import AuditResult, Leakage, LeakageComparison, SettingResu
 
 GAP = 2
 ABSENT = "–"
-# The column of names is as wide as the longest name, so that none is broken; up to this.
-LONGEST_NAME = 40
 LESS = {
     "SR over NR": "the better of the two alone",
     "SR over original and reference": "the original alone",
@@ -96,7 +94,7 @@ def _lines(
             continue
         # A pair is named one by one; of three versions it would else be all but the third.
         holds = described(one.versions, names) if one.setting == "MR" else listed(one.versions)
-        name = one.setting
+        name: str = one.setting
         if supervision == "none":
             name = f"{one.setting}  {one.attack}"
             holds += ", with the reference" if one.with_reference else ""
@@ -147,15 +145,17 @@ def _shown(lines: Sequence[Line], width: int) -> RenderableType:
     titles = dict.fromkeys(
         title for line in lines for title, text in line.figures.items() if text != ABSENT
     )
-    longest = max(len(word) for line in lines for word in line.holds.split())
-    for stacked in (False, True):
+    whole = max(len(line.holds) for line in lines)
+    word = max(len(part) for line in lines for part in line.holds.split())
+    # Where a figure takes two lines, what is held may take two as well; no name is broken.
+    for stacked, needed in ((False, whole), (True, word)):
         rows = [[_cell(line, title, stacked=stacked) for title in titles] for line in lines]
         widths = [
             max(len(part) for cell in column for part in cell.split("\n"))
             for column in zip(titles, *rows, strict=True)
         ]
         room = width - sum(widths) - GAP * len(widths) - _name_width(lines) - GAP
-        if room >= min(longest, LONGEST_NAME):
+        if room >= needed:
             return _table(lines, list(titles), rows, room=room)
     return _blocks(lines, list(titles))
 
@@ -182,9 +182,7 @@ def _table(
     for title in titles:
         table.add_column(title, justify="left" if title == "over" else "right", no_wrap=True)
     for line, row in zip(lines, rows, strict=True):
-        holds = textwrap.fill(
-            line.holds, max(1, room), subsequent_indent="  ", break_on_hyphens=False
-        )
+        holds = textwrap.fill(line.holds, room, subsequent_indent="  ", break_on_hyphens=False)
         cells = map(Text, (line.name, holds, *row))
         table.add_row(*cells, style="bold" if line.is_found else "")
     return table

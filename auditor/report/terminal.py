@@ -25,10 +25,11 @@ def render(result: AuditResult, *, width: int = 140) -> RenderableType:
 
     Args:
         result: The audit.
-        width: Columns of the terminal; below 138 a version is a block of lines.
+        width: Columns of the terminal; below 138 a version is a block of lines, and above
+            where its name is long.
     """
     parts = [*_artifacts(result), *_warnings(result), _heading(result)]
-    parts.append(_narrow(result) if width < STACKED else _wide(result, stacked=width < WIDE))
+    parts.append(_versions(result, width))
     parts += leakage_part(result, rate=headline_rate(result), width=width)
     parts.append(_footer(result))
     return Group(*parts)
@@ -38,6 +39,16 @@ def show(result: AuditResult, console: Console | None = None) -> None:
     """Print `render` to a console, standard output when left out."""
     console = console or Console()
     console.print(render(result, width=console.width))
+
+
+def _versions(result: AuditResult, width: int) -> RenderableType:
+    """A line per version, its intervals beside their figures or under them, or a block."""
+    for least, stacked in ((WIDE, False), (STACKED, True)):
+        table = _wide(result, stacked=stacked)
+        # Nothing is wrapped in it: with long names it may need more than most do.
+        if width >= max(least, Console(width=10 * width).measure(table).maximum):
+            return table
+    return _narrow(result)
 
 
 def headline_rate(result: AuditResult) -> str | None:

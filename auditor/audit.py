@@ -41,7 +41,7 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
     from auditor.dist import processes
     from auditor.environment import environment, versions
     from auditor.leakage.evidence import must_be_possible
-    from auditor.leakage.shadow_runs import open_shadows
+    from auditor.leakage.shadow_runs import open_shadows, target_of
     from auditor.records import read_records
     from auditor.report.progress import Silent
     from auditor.run import read_result
@@ -58,7 +58,7 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
     display.note("reading records")
     records = read_records(config, subjects.model.encoder)
     must_be_possible(config, records.is_member)
-    shadows = open_shadows(config, subjects.model.identity)
+    shadows = open_shadows(config, target_of(subjects, records))
     calibrations = calibrations_of(config, subjects, records)
     records_s = time.perf_counter() - clock
 

@@ -318,9 +318,9 @@ class AuditConfig(Shared):
                 fix="for example --at-most tpr=0.05@fpr=0.01",
             )
         named = not self.attacks or "combined" in self.attacks
-        if self.fail_on and not ("MR" in self.settings and named):
+        if self.at_most and not ("MR" in self.settings and named):
             raise ConfigError(
-                "--fail-on needs the attack that holds many versions",
+                "--at-most needs the attack that holds many versions",
                 seen=f"--settings {','.join(self.settings)} --attacks {','.join(self.attacks)}"
                 if self.attacks
                 else f"--settings {','.join(self.settings)}",
@@ -329,6 +329,29 @@ class AuditConfig(Shared):
         labels = {spec.label for spec in self.variant_specs}
         if missing := [name for name in self.release if name not in labels]:
             raise unknown("version of this audit", missing[0], labels)
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_asked_for_is_done(self) -> "AuditConfig":
+        if "logistic" not in self.learners:
+            raise ConfigError(
+                "logistic regression is always among the learners: trees are taken where they are "
+                "clearly better",
+                seen=f"--learners {','.join(self.learners)}",
+                fix="--learners logistic,trees, or logistic alone",
+            )
+        if "noise" in self.controls and not (
+            "SR" in self.settings
+            and (not self.attacks or "paired" in self.attacks)
+            and "crossfit" in self.supervisions
+        ):
+            raise ConfigError(
+                "--controls noise needs the cross-fitted attack on pairs, or its passes are for "
+                "nothing",
+                seen=f"--settings {','.join(self.settings)}, "
+                f"--supervision {','.join(self.supervisions)}",
+                fix="leave --settings, --attacks and --supervision out, or the control",
+            )
         return self
 
     @property

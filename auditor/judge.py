@@ -225,7 +225,7 @@ def _beyond(
     from auditor.leakage.shadow_runs import read_shadow
 
     usable = [found for found in findings.variants if found.status == "ok"]
-    if not is_wanted(config) or len(usable) < 2:
+    if not is_wanted(config):
         return None
     evidence = Evidence(
         ids=records.ids,

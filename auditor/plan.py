@@ -65,7 +65,7 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     from auditor.audit import calibrations_of
     from auditor.judge import choose_attacks
     from auditor.leakage.evidence import must_be_possible
-    from auditor.leakage.shadow_runs import open_shadows
+    from auditor.leakage.shadow_runs import open_shadows, target_of
     from auditor.records import read_records
     from auditor.report.catalogue import new_table
     from auditor.store import must_be_free
@@ -75,7 +75,7 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     subjects = open_subjects(config)
     records = read_records(config, subjects.model.encoder)
     must_be_possible(config, records.is_member)
-    open_shadows(config, subjects.model.identity)
+    open_shadows(config, target_of(subjects, records))
     calibrations = calibrations_of(config, subjects, records)
     must_be_free(Path(config.output_path), about(subjects, records))
     attacks, left_out, primary = choose_attacks(
@@ -103,8 +103,8 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     for name, reason in left_out.items():
         table.add_row("", f"without {name}: it {reason}")
     table.add_row("primary", primary)
-    _add_questions(table, config, has_reference=subjects.reference is not None)
-    _add_power(table, config, records.is_member)
+    n_questions = _add_questions(table, config, has_reference=subjects.reference is not None)
+    _add_power(table, config, records.is_member, n_questions=n_questions)
     table.add_row("results", config.output_path)
     _add_estimates(table, subjects.model.placement, count, tokens * n_passes)
     for warned in records.warnings:
@@ -112,15 +112,15 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     console.print(table)
 
 
-def _add_questions(table: Table, config: AuditConfig, *, has_reference: bool) -> None:
-    """What is asked about more than one version; named here, before a score is seen."""
+def _add_questions(table: Table, config: AuditConfig, *, has_reference: bool) -> int:
+    """What is asked about more than one version, named before a score is seen; how many times."""
     from collections import Counter
 
     from auditor.leakage.judge import is_wanted, may_ask
     from auditor.leakage.questions import questions
 
     if not is_wanted(config):
-        return
+        return 0
     table.add_row("settings", f"{', '.join(config.settings)}; {', '.join(config.supervisions)}")
     labels = [spec.label for spec in config.variant_specs]
     noises = {name: name for name in labels[1:]} if "noise" in config.controls else {}
@@ -129,9 +129,12 @@ def _add_questions(table: Table, config: AuditConfig, *, has_reference: bool) ->
     for place, (question, count) in enumerate(counts.items()):
         times = f" ({count} times)" if count > 1 else ""
         table.add_row("questions" if not place else "", f"{question}{times}")
+    return sum(counts.values())
 
 
-def _add_power(table: Table, config: AuditConfig, is_member: "npt.NDArray[np.bool_]") -> None:
+def _add_power(
+    table: Table, config: AuditConfig, is_member: "npt.NDArray[np.bool_]", *, n_questions: int
+) -> None:
     """What difference in AUC these counts can find, and which TPRs will be refused."""
     from auditor.stats.power import detectable_difference, placement_correlation, refused_rates
 
@@ -161,6 +164,23 @@ def _add_power(table: Table, config: AuditConfig, is_member: "npt.NDArray[np.boo
             f"the AUCs (around {TYPICAL_AUC:g}) are this far apart: {said}; Holm's correction over "
             f"{n_variants} included",
         )
+        gain = detectable_difference(
+            n_members,
+            n_nonmembers,
+            auc=TYPICAL_AUC,
+            correlation=placement_correlation(CORRELATIONS[0], auc=TYPICAL_AUC),
+            n_comparisons=max(1, n_questions),
+            confidence=config.confidence,
+            power=POWER,
+            one_sided=True,
+        )
+        if n_questions:
+            table.add_row(
+                "",
+                f"SR and MR are found to gain where the AUC rises by {gain:.3f} to "
+                f"{math.sqrt(2) * gain:.3f}, by how much of a learned signal is accident "
+                f"(correlation {CORRELATIONS[0]:g}; {n_questions} questions)",
+            )
     for reason in refused_rates(config.fpr, n_nonmembers).values():
         table.add_row("refused", reason)
 

@@ -15,7 +15,7 @@ from auditor.leakage.bounds import spell_bound
 from auditor.leakage.evidence import Evidence
 from auditor.leakage.judge import open_case, releases_of
 from auditor.leakage.releases import gate_broken
-from auditor.leakage.shadow_runs import open_shadows, read_shadow
+from auditor.leakage.shadow_runs import Target, open_shadows, read_shadow
 from auditor.recipes import validated
 from auditor.results import AuditResult, Releases
 from auditor.run import Run, open_run
@@ -63,7 +63,7 @@ def judge_run(
                 seen=f"{name} was not: {run.left_out[name]}",
                 fix="leave it out of --versions, or mend it",
             )
-    shadow = read_shadow(open_shadows(config, run.result.model), config)
+    shadow = read_shadow(open_shadows(config, _target(run)), config)
     case = open_case(evidence_of(run), config, shadow=shadow)
     releases = releases_of(case)
     if releases is None:
@@ -72,6 +72,7 @@ def judge_run(
             seen=_why_not(case.left_out),
             fix="audit with more records, or with fewer that are near-duplicates of each other",
         )
+    releases = releases.model_copy(update={"left_out": dict(run.left_out)})
     if out is not None:
         write_text(out, releases.model_dump_json(indent=2) + "\n")
     return releases
@@ -82,7 +83,10 @@ def _asked(
 ) -> AuditConfig:
     """The audit's configuration with the bound that is asked for now; all of MR is judged."""
     given = config.model_dump(mode="json")
-    given.update(settings=["NR", "SR", "MR"], attacks=[], fail_on=None)
+    given.update(settings=["NR", "SR", "MR"], attacks=[], controls=[], fail_on=None)
+    if "crossfit" in config.supervisions:
+        # Releases are judged by it; shadow audits need not be there any more.
+        given.update(supervision=["crossfit"], shadow=[])
     if at_most is not None:
         given.update(at_most=at_most, release=[])
     if given["at_most"] is None and (release or fail_on):
@@ -94,6 +98,10 @@ def _asked(
     if release:
         given.update(release=list(release))
     return validated(AuditConfig, given)
+
+
+def _target(run: Run) -> Target:
+    return Target(run.result.model, run.result.reference, run.ids, run.is_member)
 
 
 def evidence_of(run: Run) -> Evidence:

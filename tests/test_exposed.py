@@ -28,7 +28,8 @@ def test_a_case_that_can_be_counted_by_hand() -> None:
     assert (found.n_found_original, found.n_found_together) == (2, 3)
     assert (found.n_newly, found.n_no_longer) == (2, 1)
     assert found.ids == ["e", "c"]
-    assert found.expected_by_chance == pytest.approx(6 * 3 / 1000)
+    assert found.expected_by_chance == 1.5
+    assert found.n_expected_of_nonmembers == pytest.approx(6 * 3 / 1000)
     assert found.absent is None
 
 
@@ -77,23 +78,29 @@ def test_the_same_signal_exposes_nobody() -> None:
 
 
 @pytest.mark.parametrize("n_nonmembers", [1000, 3000])
-def test_chance_is_what_chance_gives(n_nonmembers: int) -> None:
-    """Members and nonmembers are alike: as many are newly found as are expected, on average.
+@pytest.mark.parametrize("leak", [0.0, 1.5])
+def test_chance_is_what_chance_gives(n_nonmembers: int, leak: float) -> None:
+    """Two views of one signal that are equally noisy, whether it leaks or not.
 
-    At 1,000 nonmembers a count of those above the common threshold would expect a tenth too few.
+    As many are newly found as are expected, on average. As large a share of the members as of the
+    nonmembers is newly found only where nothing leaks.
     """
     rng = np.random.default_rng(3)
     n, trials = 1000 + n_nonmembers, 2000
     member = np.arange(n) < 1000
     ids = [""] * n
-    newly, expected = np.empty(trials), np.empty(trials)
+    newly, expected, alike = np.empty((3, trials))
     for trial in range(trials):
         shared, *own = rng.normal(size=(3, n))
+        shared += leak * member
         found = find_exposed(ids, member, shared + own[0], shared + own[1], fprs=(0.01,))
         newly[trial], expected[trial] = found.n_newly, found.expected_by_chance
+        alike[trial] = found.n_expected_of_nonmembers
     gap = newly - expected
     assert abs(gap.mean()) < 3 * gap.std() / math.sqrt(trials)
     assert newly.mean() > 5
+    gap = newly - alike
+    assert (abs(gap.mean()) < 3 * gap.std() / math.sqrt(trials)) == (leak == 0)
 
 
 def test_planted_members_are_exposed_beyond_chance() -> None:
@@ -107,5 +114,5 @@ def test_planted_members_are_exposed_beyond_chance() -> None:
     )
     assert found.n_newly is not None
     assert found.expected_by_chance is not None
-    assert found.n_newly > 80 + found.expected_by_chance
+    assert found.n_newly > 80 + (found.n_expected_of_nonmembers or 0.0)
     assert {int(name) for name in found.ids[:50]} <= set(range(100))

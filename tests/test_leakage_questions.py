@@ -186,7 +186,7 @@ def test_worse_than_chance_is_chance() -> None:
     """What was learned on these records may be wrong on them by construction, not in truth."""
     member = np.arange(200) < 100
     repeats = np.random.default_rng(4).normal(size=(2, 1, 200)).sum(axis=1) - 2 * member
-    learned = Learned(repeats, {})
+    learned = Learned(repeats, {}, repeats[0])
     case = make_case(np.random.default_rng(0), 200)
     attackers = make_attackers(case)
     attackers._signals[Holding(("original",))] = learned
@@ -226,9 +226,8 @@ def test_beating_the_weaker_is_not_enough(
 
     def learned(gain: float) -> Learned:
         rows = 3 if is_cross_fitted else 1
-        return Learned(
-            shared + 0.3 * rng.normal(size=(rows, 440)) + gain * member, {}, is_cross_fitted
-        )
+        repeats = shared + 0.3 * rng.normal(size=(rows, 440)) + gain * member
+        return Learned(repeats, {}, repeats[0], is_cross_fitted)
 
     stronger, weaker = learned(own), learned(other)
     least = above_chance(stronger, member, overlap=0.8)
@@ -251,7 +250,7 @@ def test_above_chance_of_a_signal_that_does_not_vary() -> None:
         (np.tile(member.astype(float), (2, 1)), 0.0),
         (-np.tile(member.astype(float), (2, 1)), 1.0),
     ):
-        assert above_chance(Learned(signal, {}), member, overlap=0.8) == p_value
+        assert above_chance(Learned(signal, {}, signal[0]), member, overlap=0.8) == p_value
 
 
 def test_answers(leaky: Attackers) -> None:

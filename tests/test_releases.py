@@ -126,12 +126,18 @@ def test_a_bound_at_a_rate_of_its_own(leaky: Attackers) -> None:
     assert list(found.sets[0].tpr_at_fpr) == ["0.01", "0.05", "0.1"]
     assert found.gate is not None
     assert found.gate.versions == ["original", "gptq"]
+    alone = {}
     for release in found.sets:
         tpr = release.tpr_at_fpr["0.1"]
         assert tpr.low is not None
         assert tpr.high is not None
         verdict = "under" if tpr.high <= 0.2 else "over" if tpr.low > 0.2 else "undecided"
-        assert release.verdict == verdict
+        alone[frozenset(release.versions)] = verdict
+    # Whoever holds a set holds its subsets: the worst of them counts.
+    for release in found.sets:
+        held = {alone[versions] for versions in alone if versions <= set(release.versions)}
+        worst = next(one for one in ("over", "undecided", "under") if one in held)
+        assert release.verdict == worst
     assert {release.verdict for release in found.sets} >= {"over", "under"}
 
 

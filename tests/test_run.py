@@ -112,7 +112,7 @@ def test_texts_are_not_taken_for_signals(subject: dict[str, Any], tmp_path: Path
     audit(AuditConfig.model_validate({**subject, **changes, "output_path": str(tmp_path)}))
     assert "text" in pq.read_schema(tmp_path / "scores.parquet").names
     found = open_run(tmp_path)
-    assert list(found.signals["original"]) == ATTACKS[:4]
+    assert list(found.signals["original"]) == [*ATTACKS[:4], "single"]
     assert list(found.stores) == ["original"]
 
 

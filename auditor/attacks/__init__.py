@@ -1,8 +1,9 @@
 """Attacks: from scores to one signal per record, larger = more likely a member.
 
-`ATTACKS` is the only registry. A new attack is one function `(Scores) -> float64 array of shape
+`ATTACKS` is the only registry. A new attack without training, on one version or on the original
+beside a variant (given as `Scores.reference`), is one function `(Scores) -> float64 array of shape
 (n,)` and one line here; the command line, the results and the test matrix find it by themselves.
-(An attack on the original beside a variant is given the variant's scores as `Scores.reference`.)
+Learned attacks and those on many versions are made in `auditor/leakage`.
 """
 
 from collections.abc import Callable

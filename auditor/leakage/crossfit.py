@@ -48,12 +48,14 @@ class Learned(NamedTuple):
     Attributes:
         repeats: Shape (R, n): in each repeat the log-odds, centred within each outer fold.
         chosen: How many outer folds chose each learner.
+        log_odds: Shape (n,): of membership at even odds, not centred, mean over the repeats.
         is_cross_fitted: Whether it was learned on this audit's own records; else it comes from a
             shadow, `repeats` has one row, and no accident of training is tied to these records.
     """
 
     repeats: Float64
     chosen: dict[str, int]
+    log_odds: Float64
     is_cross_fitted: bool = True
 
     @property
@@ -146,7 +148,7 @@ def centred(test: Float64, folds: Folds) -> Float64:
 
 def learned(fitted: Fitted, folds: Folds) -> Learned:
     """The signal of what was cross-fitted."""
-    return Learned(centred(fitted.test, folds), fitted.chosen)
+    return Learned(centred(fitted.test, folds), fitted.chosen, fitted.test.mean(axis=0))
 
 
 def stacked(bases: list[Fitted], is_member: Bools, folds: Folds) -> Fitted:
@@ -223,4 +225,4 @@ def best_inside(candidates: list[Fitted], is_member: Bools, folds: Folds) -> Lea
             best = int(np.argmin([log_loss(one.inner[r][k], side) for one in candidates]))
             test[r, part.test] = candidates[best].test[r, part.test]
             chosen[str(best)] = chosen.get(str(best), 0) + 1
-    return Learned(centred(test, folds), chosen)
+    return Learned(centred(test, folds), chosen, test.mean(axis=0))

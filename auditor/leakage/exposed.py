@@ -23,8 +23,10 @@ def find_exposed(
 ) -> Exposed:
     """The members that all versions together give away and the original alone does not.
 
-    A record at the edge changes places by accident, a nonmember as readily as a member. So the
-    share of nonmembers that are newly flagged says how many members would be.
+    A record at the edge changes places by accident. Were all versions worth no more than the
+    original, as many members would be lost as are newly found: half of those that change places
+    is what chance does. Nonmembers that are newly flagged tell less, because few of them lie near
+    a threshold that lets 1% of them pass.
 
     Args:
         ids: Of the records, shape (n,).
@@ -48,14 +50,16 @@ def find_exposed(
     newly = np.flatnonzero(after & ~before)
     # All share one threshold: the surest is the one with the largest signal.
     order = newly[np.argsort(-members[1][newly], kind="stable")]
-    chance_before, chance_after = (_flagged_nonmembers(others, fpr) for others in nonmembers)
+    n_newly, n_lost = len(newly), int((before & ~after).sum())
+    flagged_before, flagged_after = (_flagged_nonmembers(others, fpr) for others in nonmembers)
     return Exposed(
         fpr=fpr,
         n_found_original=int(before.sum()),
         n_found_together=int(after.sum()),
-        n_newly=len(newly),
-        n_no_longer=int((before & ~after).sum()),
-        expected_by_chance=float((chance_after & ~chance_before).mean() * len(members[0])),
+        n_newly=n_newly,
+        n_no_longer=n_lost,
+        expected_by_chance=(n_newly + n_lost) / 2,
+        n_expected_of_nonmembers=float((flagged_after & ~flagged_before).mean() * len(members[0])),
         ids=[str(name) for name in np.asarray(ids)[is_member][order]],
     )
 

@@ -21,12 +21,13 @@ from auditor.leakage.evidence import LEAST, Evidence, must_be_possible
 from auditor.leakage.exposed import find_exposed
 from auditor.leakage.folds import Folds, draw_folds
 from auditor.leakage.learners import Float64
-from auditor.leakage.questions import Answering, answer, questions
+from auditor.leakage.questions import Answering, answer, compare_learned, corrected, questions
 from auditor.leakage.releases import judge_releases
 from auditor.leakage.settings import Found, Levels, holdings, learned_by, result_of, training_free
 from auditor.leakage.shadow import Shadow, Shadowed
 from auditor.results import BestOf, Exposed, Leakage, LeakageComparison, Releases
 from auditor.results.leakage import Supervision
+from auditor.stats.figures import rate_name
 from auditor.stats.selection import best_of
 
 PERMUTATIONS = 2000
@@ -96,7 +97,7 @@ def wants(config: AuditConfig, attack: str) -> bool:
 def is_wanted(config: AuditConfig) -> bool:
     """Whether anything is to be judged here at all."""
     beyond = [name for name, known in ATTACKS.items() if known.learned or known.setting != "NR"]
-    return len(config.variants) > 1 and any(wants(config, name) for name in beyond)
+    return any(wants(config, name) for name in beyond)
 
 
 def judge_leakage(
@@ -105,7 +106,7 @@ def judge_leakage(
     """Judge what versions give away alone, beside the original and together.
 
     Args:
-        evidence: What is stored; two versions or more.
+        evidence: What is stored.
         config: Settings, attacks, folds, bounds.
         shadow: The shadow audits' records, or None.
 
@@ -200,6 +201,8 @@ def _found(case: Case) -> list[Found]:
 
 def _leakage(case: Case, found: list[Found]) -> Leakage:
     main, config = case.main, case.config
+    if main is not None and not main.folds.repeats:
+        case.left_out["controls"] = "they are made by cross-fitting, which was not asked for"
     folds = main.folds if main is not None and main.folds.repeats else None
     original, blocks = case.evidence.order[0], case.blocks
     return Leakage(
@@ -259,7 +262,8 @@ def _comparisons(case: Case) -> list[LeakageComparison]:
         )
         asked = [one for one in asked if may_ask(case.config, one.stronger)]
         found += answer(asked, Answering(attackers, case.levels, supervision=how))
-    return found
+    # Under both supervisions the same is asked twice: all answers are one family.
+    return corrected(found)
 
 
 def may_ask(config: AuditConfig, holding: Holding) -> bool:
@@ -306,22 +310,30 @@ def _everything(case: Case) -> Holding:
 
 def _exposed(case: Case) -> Exposed | None:
     main = case.main
-    if main is None or not wants(case.config, "combined"):
+    if main is None or not wants(case.config, "combined") or len(case.evidence.order) < 2:
         return None
     alone = Holding(case.evidence.order[:1], case.has_reference)
-    return find_exposed(
-        case.evidence.ids,
-        case.evidence.is_member,
-        main.learned(alone).signal,
-        main.learned(_everything(case)).signal,
-        fprs=case.config.fpr,
+    is_member, original = case.evidence.is_member, main.learned(alone)
+    together = main.learned(_everything(case))
+    found = find_exposed(
+        case.evidence.ids, is_member, original.signal, together.signal, fprs=case.config.fpr
     )
+    if found.fpr is None:
+        return found
+    tests = compare_learned(
+        together,
+        original,
+        is_member,
+        overlap=main.folds.overlap,
+        levels=case.levels._replace(fprs=(found.fpr,)),
+    )
+    return found.model_copy(update={"p_value": tests[f"tpr@{rate_name(found.fpr)}"].p_value})
 
 
 def releases_of(case: Case) -> Releases | None:
     """Which versions can be published together; None where learned attacks are not there."""
     main, config = case.main, case.config
-    if main is None or not wants(config, "combined"):
+    if main is None or not wants(config, "combined") or len(case.evidence.order) < 2:
         return None
     # A version that is broken cannot be judged; `release.must_pass_gate` says so.
     gate = [name for name in config.release if name in case.evidence.order]
@@ -376,10 +388,12 @@ def _together(case: Case, found: list[Found]) -> dict[str, Float64]:
     }
     if main is None:
         return columns
-    columns["nr"] = expit(main.learned(Holding(order[:1], beside)).signal)
+    columns["nr"] = expit(main.learned(Holding(order[:1], beside)).log_odds)
+    if len(order) < 2:
+        return columns
     if wants(case.config, "paired"):
         pairs = [Holding((order[0], name), beside) for name in order[1:]]
-        columns["sr"] = expit(main.best_inside(pairs).signal)
+        columns["sr"] = expit(main.best_inside(pairs).log_odds)
     if wants(case.config, "combined"):
-        columns["mr"] = expit(main.learned(_everything(case)).signal)
+        columns["mr"] = expit(main.learned(_everything(case)).log_odds)
     return columns

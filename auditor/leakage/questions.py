@@ -95,7 +95,7 @@ def questions(
             asked.append(Asked("MR over SR", everything, over_pairs, primary=not beside))
             if beside:
                 asked.append(Asked("MR over original and reference", everything, (alone,)))
-        if "MR" in settings:
+        if "MR" in settings and variants:
             asked.append(Asked("variants over original", only_variants, (alone,), primary=False))
     return asked
 
@@ -116,7 +116,11 @@ class Answering(NamedTuple):
 
 def answer(asked: Sequence[Asked], how: Answering) -> list[LeakageComparison]:
     """Answer all questions, and correct them by Holm within each family."""
-    found = [comparison for one in asked for comparison in _answer(one, how)]
+    return corrected([comparison for one in asked for comparison in _answer(one, how)])
+
+
+def corrected(found: Sequence[LeakageComparison]) -> list[LeakageComparison]:
+    """Answers with p-values corrected by Holm within each family."""
     adjusted: dict[int, float | None] = {}
     for family in ("primary", "secondary"):
         rows = [row for row, item in enumerate(found) if item.family == family]

@@ -203,6 +203,7 @@ def _releases(
         )
         leakage = figures.of(metric).value or 0.0
         found.append(((-len(held), release.perplexity_mean, leakage), release))
+    found = [(key, _closed(release, judged, metric=metric, bound=bound)) for key, release in found]
     found.sort(key=lambda item: item[0])
     keys = np.array([key for key, _ in found])
     on_it = frontier(-keys[:, 0], keys[:, 1], keys[:, 2])
@@ -210,6 +211,25 @@ def _releases(
         release.model_copy(update={"on_frontier": bool(here)})
         for (_, release), here in zip(found, on_it, strict=True)
     ]
+
+
+def _closed(
+    release: Release, judged: Mapping[Versions, Figures], *, metric: str, bound: Bound | None
+) -> Release:
+    """The release with the worst verdict of all its subsets that were judged.
+
+    Whoever holds a set holds its subsets, so that a set is not under where one of them is over.
+    """
+    if bound is None:
+        return release
+    held = set(release.versions)
+    verdicts = {
+        verdict_of(figures.of(metric), bound)
+        for versions, figures in judged.items()
+        if held.issuperset(versions)
+    }
+    worst = next(one for one in ("over", "undecided", "under") if one in verdicts)
+    return release.model_copy(update={"verdict": worst})
 
 
 def _parts(sets: Sets, names: Versions, *, sampled: bool) -> list[Part]:

@@ -95,13 +95,14 @@ class Shadowed(Attackers):
     def learned(self, holding: Holding) -> Learned:
         """The signal of an attacker on the target's records, one row."""
         fitted = self._weighed(holding)
-        return Learned(fitted.target[None], {fitted.name: 1}, is_cross_fitted=False)
+        return Learned(fitted.target[None], {fitted.name: 1}, fitted.target, is_cross_fitted=False)
 
     def best_inside(self, holdings: Sequence[Holding]) -> Learned:
         """The best of several on the shadow's inner folds, applied to the target."""
         fitted = [self._weighed(holding) for holding in holdings]
         best = int(np.argmin([log_loss(one.inner, self._side) for one in fitted]))
-        return Learned(fitted[best].target[None], {str(best): 1}, is_cross_fitted=False)
+        target = fitted[best].target
+        return Learned(target[None], {str(best): 1}, target, is_cross_fitted=False)
 
     @property
     def _side(self) -> Bools:

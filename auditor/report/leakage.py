@@ -235,12 +235,19 @@ def _facts(leakage: Leakage) -> Text:
             "selection paid for\n",
             style="dim",
         )
+    floor = next((one for one in leakage.settings if one.attack == "mean-rank"), None)
+    if floor is not None:
+        text.append(
+            f"without training: mean rank over all versions, AUC {interval(floor.figures.auc)}\n",
+            style="dim",
+        )
     exposed = leakage.exposed
     if exposed is not None and exposed.fpr is not None and exposed.n_newly is not None:
         text.append(
             f"exposed: {exposed.n_newly} members are found at {100 * exposed.fpr:g}% FPR with all "
-            f"versions and not with the original alone; {exposed.expected_by_chance:.1f} would be "
-            f"by chance, and {exposed.n_no_longer} are lost the other way (ids in audit.json)\n"
+            f"versions and not with the original alone, {exposed.n_no_longer} the other way round; "
+            f"{exposed.expected_by_chance:.1f} would be by chance, p {p_value(exposed.p_value)} "
+            "(ids in audit.json)\n"
         )
     elif exposed is not None and exposed.absent:
         text.append(f"exposed records: {exposed.absent}\n", style="dim")

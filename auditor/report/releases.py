@@ -53,6 +53,8 @@ def _heading(releases: Releases, names: Sequence[str]) -> Text:
     if releases.search == "beam":
         note = "\nmore than 8 variants: sets are found by a beam search, parts by drawn orders"
         text.append(note, style="not bold dim")
+    for name, reason in releases.left_out.items():
+        text.append(f"\nleft out: {name}: {reason}", style="not bold yellow")
     return text
 
 

@@ -124,7 +124,18 @@ class Exposed(Result):
     )
     expected_by_chance: float | None = Field(
         default=None,
-        description="Members that would be newly found if they were no more so than nonmembers.",
+        description="Members that would be newly found if all versions were worth no more than the "
+        "original: half of those that change places.",
+    )
+    n_expected_of_nonmembers: float | None = Field(
+        default=None,
+        description="Members that would be newly found if as large a share of them were as of the "
+        "nonmembers.",
+    )
+    p_value: float | None = Field(
+        default=None,
+        description="One-sided, that all versions find no more members at this rate than the "
+        "original; the thresholds' own spread is counted.",
     )
     ids: list[str] = Field(
         default_factory=list, description="Ids of the newly found members, the surest first."
@@ -153,7 +164,9 @@ class Release(Result):
     )
     verdict: Verdict | None = Field(
         default=None,
-        description="Against the bound: under, its interval lies below; over, above; undecided.",
+        description="Against the bound: under, its interval lies below, and so do those of all its "
+        "subsets, which whoever holds it holds too; over, its own or a subset's lies above; "
+        "undecided.",
     )
 
 
@@ -173,6 +186,9 @@ class Releases(Result):
     search: Literal["every set", "beam"] = Field(description="How the sets were chosen.")
     sets: list[Release] = Field(description="Best utility first: most versions, then perplexity.")
     parts: list[Part] = Field(description="What each version adds.")
+    left_out: dict[str, str] = Field(
+        default_factory=dict, description="Versions that were not judged, with the reason."
+    )
     bound: Bound | None = Field(default=None, description="What was allowed at most.")
     gate: Release | None = Field(default=None, description="The release that was to be judged.")
     advice: str = Field(description="One sentence.")
@@ -189,7 +205,7 @@ class EpsilonBound(Result):
     versions: list[str] = Field(description="The versions that it holds.")
     epsilon: float | None = Field(default=None, description="The lower bound.")
     delta: float = Field(description="Delta.")
-    confidence: float = Field(description="Level of the bound.")
+    confidence: float = Field(description="Level of all bounds of the audit together.")
     n_guesses: int | None = Field(default=None, description="Records that were guessed.")
     n_correct: int | None = Field(default=None, description="Guesses that were right.")
     absent: str | None = Field(default=None, description="Why there is no bound.")

@@ -20,7 +20,7 @@ from auditor.leakage import attackers as attackers_module
 from auditor.results import Leakage, SettingResult
 from auditor.run import open_run
 from tests.conftest import N, write_records
-from tests.test_audit import comparable
+from tests.test_audit import comparable, flags
 from tests.test_leakage_refused import Given, refused
 from tests.test_release import NAMES, QUICK, audited, release
 from tests.test_run import PRUNED, folder_of, tree
@@ -342,3 +342,46 @@ def test_a_shadow_with_too_few_records(
     printed = refused(given, tmp_path / "run", capsys)
     assert "50 members and 50 nonmembers to learn from" in printed
     assert "30 on one side" in printed
+
+
+def test_a_shadow_with_records_of_this_audit(
+    subject: Given,
+    other: Given,
+    shadow: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the same side they would tell what is to be found out; on the other side they do not."""
+    given = {**subject, "nonmembers": other["nonmembers"], "shadow": shadow}
+    printed = refused(given, tmp_path / "run", capsys)
+    assert "learn from records of its own" in printed
+    assert f"{2 * N} records are nonmembers in" in printed
+    swapped = {**subject, "members": other["nonmembers"], "nonmembers": other["members"]}
+    assert (
+        main(["audit", *flags({**swapped, "shadow": shadow}, tmp_path / "run"), "--dry-run"]) == 0
+    )
+
+
+def test_a_shadow_with_another_kind_of_reference(
+    quick: Given,
+    other: Given,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = save(tiny_model("gpt2", seed=9), tmp_path / "base")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["Dr "])
+    tokenizer.save_pretrained(folder)
+    distant = audited({**other, "reference": str(folder)}, tmp_path / "distant")
+    capsys.readouterr()
+    printed = refused({**quick, "shadow": folder_of(distant)}, tmp_path / "run", capsys)
+    assert "must have the model's tokenizer where this one's has" in printed
+
+
+def test_the_original_alone_is_attacked_too(quick: Given, tmp_path: Path) -> None:
+    found = leakage_of(audited(quick, tmp_path / "run", variants="original"))
+    assert {(one.attack, one.setting) for one in found.settings} == {("single", "NR")}
+    assert (found.comparisons, found.releases, found.exposed) == ([], None, None)
+    assert {one.absent is None for one in found.epsilon} == {False}
+    assert found.controls
+    assert all(one.passed for one in found.controls)

@@ -186,7 +186,7 @@ def test_errors_that_are_no_numbers(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def asked(subject: dict[str, Any]) -> dict[str, Any]:
-    return {**subject, "reference": None, "settings": "NR", "controls": "noise"}
+    return {**subject, "reference": None, "settings": "NR,SR", "controls": "noise"}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from auditor.leakage.settings import Levels, holdings, learned_by, result_of
 from tests.leakage_cases import make_attackers, make_case
 
 TRIALS = 400
-LEVELS = Levels(fprs=(), confidence=0.95, draws=100, seed=0)
+FPR = 0.1
+LEVELS = Levels(fprs=(FPR,), confidence=0.95, draws=300, seed=0)
 EVERY = ("NR", "SR", "MR")
 ERROR = 3 * np.sqrt(0.05 * 0.95 / TRIALS)
 NAMES = ("SR over NR", "MR over SR", "variants over original")
@@ -26,11 +27,15 @@ class Trial(NamedTuple):
 
     Attributes:
         figures: Of each attacker, his AUC with its interval, shape (a, 3).
-        questions: Of each question, difference with interval and p-value, shape (q, 4).
+        rates: The same of his TPR at 10% FPR.
+        questions: Of each question, difference of AUCs with interval and p-value, shape (q, 4).
+        of_rates: The same of the differences of TPRs.
     """
 
     figures: np.ndarray
+    rates: np.ndarray
     questions: np.ndarray
+    of_rates: np.ndarray
 
 
 def trial(seed: int, leak: float, variant_leak: float) -> Trial:
@@ -38,7 +43,7 @@ def trial(seed: int, leak: float, variant_leak: float) -> Trial:
     case = make_case(rng, 200, n_variants=2, leak=leak, variant_leak=variant_leak)
     with one_thread():
         attackers = make_attackers(case, seed=seed)
-        figures = []
+        figures, rates = [], []
         for held in holdings(attackers, settings=EVERY, with_reference=False):
             found = result_of(
                 learned_by(attackers, held),
@@ -46,24 +51,25 @@ def trial(seed: int, leak: float, variant_leak: float) -> Trial:
                 overlap=attackers.folds.overlap,
                 levels=LEVELS,
             )
-            auc = found.figures.auc
+            auc, tpr = found.figures.auc, found.figures.tpr_at_fpr["0.1"]
             figures.append((auc.value, auc.low, auc.high))
+            rates.append((tpr.value, tpr.low, tpr.high))
         asked = questions(attackers.order, settings=EVERY, with_reference=False, noises={})
         answers = [
             (one.difference.value, one.difference.low, one.difference.high, one.p_value)
             for one in answer(asked, Answering(attackers, LEVELS))
         ]
-    return Trial(np.array(figures), np.array(answers))
+    return Trial(
+        np.array(figures), np.array(rates), np.array(answers[::2]), np.array(answers[1::2])
+    )
 
 
 def trials(n: int, *, leak: float = 0.0, variant_leak: float = 0.0) -> Trial:
-    """Shapes (n, a, 3) and (n, q, 4)."""
+    """Shapes (n, a, 3) and (n, q, 4), two of each."""
     from joblib import Parallel, delayed
 
     found = Parallel(n_jobs=-1)(delayed(trial)(seed, leak, variant_leak) for seed in range(n))
-    return Trial(
-        np.stack([one.figures for one in found]), np.stack([one.questions for one in found])
-    )
+    return Trial(*(np.stack(column) for column in zip(*found, strict=True)))
 
 
 def covered(found: np.ndarray, truth: np.ndarray | float) -> np.ndarray:
@@ -78,10 +84,13 @@ def test_where_nothing_leaks_nothing_is_found() -> None:
     assert (cover >= 0.95 - ERROR).all()
     # The upper end reaches 0.5 at least, so that only one side can be missed: .97 to .99.
     assert (cover <= 0.995).all()
-    rejected = (found.questions[..., 3] <= 0.05).mean(axis=0)
-    assert (rejected <= 0.05 + ERROR).all(), rejected
+    for asked in (found.questions, found.of_rates):
+        rejected = (asked[..., 3] <= 0.05).mean(axis=0)
+        assert (rejected <= 0.05 + ERROR).all(), rejected
     # The difference of two rules that are both nothing but accident: measured .91 to .96.
     assert (covered(found.questions, 0.0) >= 0.89).all()
+    cover = covered(found.rates, FPR)
+    assert (cover >= 0.95 - ERROR).all(), cover
     # Of pure noise no attacker's AUC is far from a half on average.
     assert np.abs(found.figures[..., 0].mean(axis=0) - 0.5).max() < 0.015
 
@@ -90,13 +99,16 @@ def test_where_nothing_leaks_nothing_is_found() -> None:
 def test_noise_that_knows_no_label_is_no_leak_of_compression() -> None:
     """The original leaks; variants are the original and noise: neither SR nor MR may gain."""
     found = trials(TRIALS, leak=0.3)
-    rejected = (found.questions[..., 3] <= 0.05).mean(axis=0)
-    assert (rejected <= 0.05 + ERROR).all(), rejected
+    for asked in (found.questions, found.of_rates):
+        rejected = (asked[..., 3] <= 0.05).mean(axis=0)
+        assert (rejected <= 0.05 + ERROR).all(), rejected
     # What an interval speaks of is the AUC of rules learned from so many records: its mean.
     truth = found.figures[..., 0].mean(axis=0)
     assert (truth > 0.6).all()
     cover = covered(found.figures, truth)
     assert (np.abs(cover - 0.95) <= ERROR).all(), cover
+    cover = covered(found.rates, found.rates[..., 0].mean(axis=0))
+    assert (cover >= 0.95 - ERROR).all(), cover
     differences = covered(found.questions, found.questions[..., 0].mean(axis=0))
     assert (differences >= 0.95 - ERROR).all(), differences
 

@@ -15,7 +15,7 @@ from auditor.leakage.bounds import spell_bound
 from auditor.leakage.evidence import Evidence
 from auditor.leakage.judge import open_case, releases_of
 from auditor.leakage.releases import gate_broken
-from auditor.leakage.shadow_runs import Target, open_shadows, read_shadow
+from auditor.leakage.shadow_runs import Target, open_shadows, read_shadow, same_tokens
 from auditor.recipes import validated
 from auditor.results import AuditResult, Releases
 from auditor.run import Run, open_run
@@ -107,7 +107,6 @@ def _target(run: Run) -> Target:
 def evidence_of(run: Run) -> Evidence:
     """What a finished audit has stored; broken versions are left out by name."""
     usable = [found for found in run.result.variants if found.variant in run.signals]
-    reference = run.result.reference
     names = [found.variant for found in usable]
     return Evidence(
         ids=run.ids,
@@ -116,8 +115,7 @@ def evidence_of(run: Run) -> Evidence:
         stores={name: run.stores[name] for name in names},
         noises={},
         reference=run.stores.get(REFERENCE),
-        same_tokens=reference is not None
-        and reference.tokenizer_sha256 == run.result.model.tokenizer_sha256,
+        same_tokens=same_tokens(run.result.model, run.result.reference),
         signals=run.signals,
         perplexities={found.variant: found.perplexity or float("nan") for found in usable},
         primary=run.result.primary_attack,

@@ -61,3 +61,18 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def done(subject: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
     output = tmp_path_factory.mktemp("done") / "run"
     return audit(AuditConfig.model_validate({**subject, "output_path": str(output)}))
+
+
+@pytest.fixture
+def poisoned_pruning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Magnitude pruning that leaves a weight that is not a number."""
+    from auditor.compress import prune
+
+    real = prune.zero_smallest
+
+    def poisoned(tensors: list[torch.Tensor], n: int) -> Any:
+        found = real(tensors, n)
+        tensors[0].view(-1)[0] = torch.nan
+        return found
+
+    monkeypatch.setattr(prune, "zero_smallest", poisoned)

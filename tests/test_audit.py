@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 
 from auditor import AuditConfig, AuditResult, audit
@@ -264,19 +263,8 @@ def test_the_folder_of_another_audit_is_refused(
     assert (output_of(done) / "audit.json").read_bytes() == before
 
 
-def test_nan_in_one_variant_leaves_the_others(
-    subject: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from auditor.compress import prune
-
-    real = prune.zero_smallest
-
-    def poisoned(tensors: list[torch.Tensor], n: int) -> Any:
-        found = real(tensors, n)
-        tensors[0].view(-1)[0] = torch.nan
-        return found
-
-    monkeypatch.setattr(prune, "zero_smallest", poisoned)
+@pytest.mark.usefixtures("poisoned_pruning")
+def test_nan_in_one_variant_leaves_the_others(subject: dict[str, Any], tmp_path: Path) -> None:
     result = audit(AuditConfig.model_validate({**subject, "output_path": str(tmp_path)}))
     broken = result.variant("prune-magnitude:sparsity=0.5")
     assert broken.status == "broken"

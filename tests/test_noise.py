@@ -243,19 +243,8 @@ def test_a_second_run_makes_no_pass(noisy: AuditResult, asked: dict[str, Any]) -
     assert plain.comparisons == noisy.comparisons
 
 
-def test_a_broken_variant_has_no_noise(
-    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from auditor.compress import prune
-
-    real = prune.zero_smallest
-
-    def poisoned(tensors: list[torch.Tensor], n: int) -> Any:
-        found = real(tensors, n)
-        tensors[0].view(-1)[0] = torch.nan
-        return found
-
-    monkeypatch.setattr(prune, "zero_smallest", poisoned)
+@pytest.mark.usefixtures("poisoned_pruning")
+def test_a_broken_variant_has_no_noise(asked: dict[str, Any], tmp_path: Path) -> None:
     config = AuditConfig.model_validate({**asked, "output_path": str(tmp_path)})
     for made in (["original", "bnb-nf4", PRUNED, "noise(bnb-nf4)"], []):
         result = audit(config)

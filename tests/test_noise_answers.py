@@ -211,19 +211,8 @@ def test_noise_that_breaks_the_model_does_no_harm(
     assert list(open_run(tmp_path / "run").signals) == ["original", *VARIANTS]
 
 
-def test_why_there_is_no_noise(
-    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from auditor.compress import prune
-
-    real = prune.zero_smallest
-
-    def poisoned(tensors: list[torch.Tensor], n: int) -> Any:
-        found = real(tensors, n)
-        tensors[0].view(-1)[0] = torch.nan
-        return found
-
-    monkeypatch.setattr(prune, "zero_smallest", poisoned)
+@pytest.mark.usefixtures("poisoned_pruning")
+def test_why_there_is_no_noise(asked: dict[str, Any], tmp_path: Path) -> None:
     result = audit(AuditConfig.model_validate({**asked, "output_path": str(tmp_path / "run")}))
     (said,) = (warned for warned in result.warnings if warned.code == "no-noise")
     assert said.severity == "info"

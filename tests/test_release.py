@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from auditor import AuditConfig, AuditResult, audit
 from auditor.cli import main
-from auditor.compress import prune
 from auditor.results import Release, Releases
 from tests.conftest import write_records
 from tests.test_audit import flags
@@ -303,20 +301,10 @@ def test_the_gate_of_an_audit_closes_after_all_files_are_written(
         assert f"  do:   {result.leakage.releases.advice}" in printed
 
 
+@pytest.mark.usefixtures("poisoned_pruning")
 def test_a_broken_variant_closes_the_gate_of_an_audit(
-    told_apart: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    told_apart: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = prune.zero_smallest
-
-    def poisoned(tensors: list[torch.Tensor], n: int) -> Any:
-        found = real(tensors, n)
-        tensors[0].view(-1)[0] = torch.nan
-        return found
-
-    monkeypatch.setattr(prune, "zero_smallest", poisoned)
     output = tmp_path / "run"
     arguments = ["--at-most", "auc=1", "--fail-on", "over"]
     assert run_again(told_apart, output, *arguments) == 3

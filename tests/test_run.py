@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -162,20 +161,11 @@ def test_without_a_finite_original_there_is_nothing(copy: Path) -> None:
         open_run(copy)
 
 
+@pytest.mark.usefixtures("poisoned_pruning")
 def test_a_broken_variant_is_left_out_with_its_reason(
-    subject: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    subject: dict[str, Any], tmp_path: Path
 ) -> None:
     """A variant that really came out as NaN: it has a manifest, and no score."""
-    from auditor.compress import prune
-
-    real = prune.zero_smallest
-
-    def poisoned(tensors: list[torch.Tensor], n: int) -> Any:
-        found = real(tensors, n)
-        tensors[0].view(-1)[0] = torch.nan
-        return found
-
-    monkeypatch.setattr(prune, "zero_smallest", poisoned)
     changes = {"variants": PRUNED, "reference": None, "output_path": str(tmp_path)}
     config = AuditConfig.model_validate({**subject, **changes})
     result = audit(config)

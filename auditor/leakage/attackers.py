@@ -78,8 +78,7 @@ class Attackers:
 
     def holding(self, versions: Iterable[str], *, with_reference: bool = False) -> Holding:
         """What holds these versions, in the audit's order."""
-        held = set(versions)
-        return Holding(tuple(name for name in self.order if name in held), with_reference)
+        return Holding(in_order(versions, self.order), with_reference)
 
     def prepare(self, holdings: Iterable[Holding]) -> None:
         """Fit what these attackers need, in as many processes as there are cores."""
@@ -87,7 +86,7 @@ class Attackers:
         todo = [base for base in needed if base not in self._bases]
         if not todo:
             return
-        size = sum(self.matrix(base).size for base in todo[:1]) * len(todo)
+        size = self.matrix(todo[0]).size * len(todo)
         for base, found in zip(todo, self._fit_all(todo, size=size), strict=True):
             self._bases[base] = found
 
@@ -153,6 +152,12 @@ def _fit_alone(
     """`cross_fit` on one thread."""
     with one_thread():
         return cross_fit(features, is_member, folds, trees=trees, strengths=strengths)
+
+
+def in_order(held: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Some of the names, in the order of all."""
+    wanted = set(held)
+    return tuple(name for name in names if name in wanted)
 
 
 def matrix_of(blocks: Blocks, base: Holding) -> Float32:

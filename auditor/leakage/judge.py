@@ -21,13 +21,13 @@ from auditor.leakage.evidence import LEAST, Evidence, must_be_possible
 from auditor.leakage.exposed import find_exposed
 from auditor.leakage.folds import Folds, draw_folds
 from auditor.leakage.learners import Float64
-from auditor.leakage.questions import Answering, answer, compare_learned, corrected, questions
+from auditor.leakage.questions import Answering, answer, compare_learned, questions
 from auditor.leakage.releases import judge_releases
 from auditor.leakage.settings import Found, Levels, holdings, learned_by, result_of, training_free
 from auditor.leakage.shadow import Shadow, Shadowed
 from auditor.results import BestOf, Exposed, Leakage, LeakageComparison, Releases
 from auditor.results.leakage import Supervision
-from auditor.stats.figures import rate_name
+from auditor.stats.figures import adjusted, rate_name
 from auditor.stats.selection import best_of
 
 PERMUTATIONS = 2000
@@ -263,7 +263,7 @@ def _comparisons(case: Case) -> list[LeakageComparison]:
         asked = [one for one in asked if may_ask(case.config, one.stronger)]
         found += answer(asked, Answering(attackers, case.levels, supervision=how))
     # Under both supervisions the same is asked twice: all answers are one family.
-    return corrected(found)
+    return adjusted(found)
 
 
 def may_ask(config: AuditConfig, holding: Holding) -> bool:

@@ -7,7 +7,7 @@ at hand, and to beat that is no finding.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +17,13 @@ from auditor.leakage.attackers import Attackers, Holding
 from auditor.leakage.crossfit import Learned
 from auditor.leakage.settings import Levels, learned_attack
 from auditor.results import Estimate, LeakageComparison
-from auditor.results.leakage import Supervision
+from auditor.results.leakage import Question, Supervision
 from auditor.stats.crossfitted import noise_share
-from auditor.stats.figures import rate_name
-from auditor.stats.paired import PairedTest, holm, paired_auc, paired_tpr
+from auditor.stats.figures import adjusted, paired_tests
+from auditor.stats.paired import PairedTest
 from auditor.stats.sides import placements
 
 Bools = npt.NDArray[np.bool_]
-Question = Literal[
-    "SR over NR",
-    "MR over SR",
-    "SR over original and reference",
-    "MR over original and reference",
-    "variants over original",
-    "compression over noise",
-]
 
 
 class Asked(NamedTuple):
@@ -116,17 +108,7 @@ class Answering(NamedTuple):
 
 def answer(asked: Sequence[Asked], how: Answering) -> list[LeakageComparison]:
     """Answer all questions, and correct them by Holm within each family."""
-    return corrected([comparison for one in asked for comparison in _answer(one, how)])
-
-
-def corrected(found: Sequence[LeakageComparison]) -> list[LeakageComparison]:
-    """Answers with p-values corrected by Holm within each family."""
-    adjusted: dict[int, float | None] = {}
-    for family in ("primary", "secondary"):
-        rows = [row for row, item in enumerate(found) if item.family == family]
-        values = holm([found[row].p_value for row in rows])
-        adjusted.update(zip(rows, values, strict=True))
-    return [item.model_copy(update={"p_adjusted": adjusted[row]}) for row, item in enumerate(found)]
+    return adjusted([comparison for one in asked for comparison in _answer(one, how)])
 
 
 def _answer(one: Asked, how: Answering) -> list[LeakageComparison]:
@@ -176,24 +158,21 @@ def compare_learned(
     Returns:
         By metric.
     """
-    member = is_member
-    own, other = stronger.signal, weaker.signal
-    sides = (other[member], other[~member], own[member], own[~member])
     inflation = 1.0
     if stronger.is_cross_fitted:
-        share = noise_share(stronger.repeats, member, overlap=overlap, against=weaker.repeats)
+        share = noise_share(stronger.repeats, is_member, overlap=overlap, against=weaker.repeats)
         inflation = math.sqrt(1 + share)
-    by_chance = above_chance(stronger, member, overlap=overlap)
-    tests = {"auc": paired_auc(*sides, confidence=levels.confidence, inflation=inflation)}
-    for fpr in levels.fprs:
-        tests[f"tpr@{rate_name(fpr)}"] = paired_tpr(
-            *sides,
-            fpr=fpr,
-            confidence=levels.confidence,
-            draws=levels.draws,
-            seed=levels.seed,
-            inflation=inflation,
-        )
+    by_chance = above_chance(stronger, is_member, overlap=overlap)
+    tests = paired_tests(
+        weaker.signal,
+        stronger.signal,
+        is_member,
+        fprs=levels.fprs,
+        confidence=levels.confidence,
+        draws=levels.draws,
+        seed=levels.seed,
+        inflation=inflation,
+    )
     return {name: _one_sided(test, at_least=by_chance) for name, test in tests.items()}
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from auditor.compress.noise import is_noise
 from auditor.errors import ConfigError, unknown
 from auditor.leakage.advice import advise, described
-from auditor.leakage.attackers import Attackers
+from auditor.leakage.attackers import Attackers, in_order
 from auditor.leakage.bounds import (
     AUC,
     bound_in_words,
@@ -29,10 +29,11 @@ from auditor.leakage.bounds import (
     verdict_of,
 )
 from auditor.leakage.learners import one_thread
-from auditor.leakage.sets import MOST_VARIANTS, Figures, Sets, Versions, beam, every_set, in_order
+from auditor.leakage.sets import MOST_VARIANTS, Figures, Sets, Versions, beam, every_set
 from auditor.leakage.settings import Levels
 from auditor.leakage.shapley import sampled_shapley, shapley
 from auditor.results import Bound, Part, Release, Releases
+from auditor.results.leakage import Verdict
 
 Float64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -190,6 +191,9 @@ def _releases(
 ) -> list[Release]:
     """The sets, best utility first: more versions, lower mean perplexity, less leakage."""
     found: list[tuple[tuple[int, float, float], Release]] = []
+    verdicts: dict[Versions, Verdict] = {}
+    if bound is not None:
+        verdicts = {held: verdict_of(figures.of(metric), bound) for held, figures in judged.items()}
     for held, figures in judged.items():
         costs = [perplexities[name] for name in held]
         release = Release(
@@ -199,11 +203,10 @@ def _releases(
             perplexity_worst=max(costs),
             perplexity_mean=float(np.mean(costs)),
             on_frontier=False,
-            verdict=None if bound is None else verdict_of(figures.of(metric), bound),
+            verdict=_worst(held, verdicts),
         )
         leakage = figures.of(metric).value or 0.0
         found.append(((-len(held), release.perplexity_mean, leakage), release))
-    found = [(key, _closed(release, judged, metric=metric, bound=bound)) for key, release in found]
     found.sort(key=lambda item: item[0])
     keys = np.array([key for key, _ in found])
     on_it = frontier(-keys[:, 0], keys[:, 1], keys[:, 2])
@@ -213,23 +216,14 @@ def _releases(
     ]
 
 
-def _closed(
-    release: Release, judged: Mapping[Versions, Figures], *, metric: str, bound: Bound | None
-) -> Release:
-    """The release with the worst verdict of all its subsets that were judged.
+def _worst(held: Versions, verdicts: Mapping[Versions, Verdict]) -> Verdict | None:
+    """The worst verdict of a set and of all its subsets that were judged; None without a bound.
 
     Whoever holds a set holds its subsets, so that a set is not under where one of them is over.
     """
-    if bound is None:
-        return release
-    held = set(release.versions)
-    verdicts = {
-        verdict_of(figures.of(metric), bound)
-        for versions, figures in judged.items()
-        if held.issuperset(versions)
-    }
-    worst = next(one for one in ("over", "undecided", "under") if one in verdicts)
-    return release.model_copy(update={"verdict": worst})
+    of_subsets = {verdict for versions, verdict in verdicts.items() if set(versions) <= set(held)}
+    order: tuple[Verdict, ...] = ("over", "undecided", "under")
+    return next((one for one in order if one in of_subsets), None)
 
 
 def _parts(sets: Sets, names: Versions, *, sampled: bool) -> list[Part]:

@@ -1,13 +1,13 @@
 """Sets of versions: what the attacker who holds exactly these finds, and which sets to look at."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from auditor.leakage.attackers import Attackers, Holding
+from auditor.leakage.attackers import Attackers, Holding, in_order
 from auditor.leakage.bounds import AUC, fpr_of, metric_at
 from auditor.leakage.crossfit import Learned
 from auditor.leakage.questions import compare_learned
@@ -144,9 +144,3 @@ def beam(
         found.update(dict.fromkeys(kept))
     found.update(dict.fromkeys(always))
     return list(found)
-
-
-def in_order(held: Iterable[str], names: Sequence[str]) -> Versions:
-    """Some of the names, in the order of all."""
-    wanted = set(held)
-    return tuple(name for name in names if name in wanted)

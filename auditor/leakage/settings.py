@@ -10,11 +10,11 @@ import numpy.typing as npt
 from auditor.attacks.combined import mean_rank
 from auditor.leakage.attackers import Attackers, Holding
 from auditor.leakage.learners import Float64
-from auditor.results import Estimate, SettingResult
+from auditor.results import AttackResult, Estimate, SettingResult
 from auditor.results.leakage import Setting, Supervision
 from auditor.stats.crossfitted import noise_share
-from auditor.stats.figures import attack_result, tpr_estimates
-from auditor.stats.roc import auc_estimate
+from auditor.stats.figures import tpr_estimates
+from auditor.stats.roc import auc_estimate, balanced_accuracy_estimate
 
 Bools = npt.NDArray[np.bool_]
 
@@ -132,14 +132,13 @@ def result_of(found: Found, is_member: Bools, *, overlap: float, levels: Levels)
         levels: How figures are made.
     """
     noise = _noise_of(found, is_member, overlap=overlap)
-    figures = attack_result(
-        found.signal,
-        is_member,
-        fprs=levels.fprs,
+    auc, tprs = _auc_and_tprs(found, is_member, noise=noise, levels=levels)
+    balanced = balanced_accuracy_estimate(
+        found.signal[is_member],
+        found.signal[~is_member],
         confidence=levels.confidence,
-        draws=levels.draws,
         seed=levels.seed,
-        inflation=math.sqrt(1 + (noise or 0.0)),
+        inflation=_inflation(noise),
     )
     return SettingResult(
         setting=found.setting,
@@ -147,9 +146,7 @@ def result_of(found: Found, is_member: Bools, *, overlap: float, levels: Levels)
         versions=list(found.holding.versions),
         with_reference=found.holding.with_reference,
         supervision=found.supervision,
-        figures=figures
-        if noise is None
-        else figures.model_copy(update={"auc": no_worse_than_chance(figures.auc)}),
+        figures=AttackResult(auc=auc, tpr_at_fpr=tprs, balanced_accuracy=balanced),
         noise_share=noise,
         learners=found.learners,
     )
@@ -167,7 +164,13 @@ def auc_and_tprs(
         levels: How figures are made.
     """
     noise = _noise_of(found, is_member, overlap=overlap)
-    inflation = math.sqrt(1 + (noise or 0.0))
+    return _auc_and_tprs(found, is_member, noise=noise, levels=levels)
+
+
+def _auc_and_tprs(
+    found: Found, is_member: Bools, *, noise: float | None, levels: Levels
+) -> tuple[Estimate, dict[str, Estimate]]:
+    inflation = _inflation(noise)
     sides = found.signal[is_member], found.signal[~is_member]
     auc = auc_estimate(*sides, confidence=levels.confidence, inflation=inflation)
     tprs = tpr_estimates(
@@ -179,6 +182,11 @@ def auc_and_tprs(
         inflation=inflation,
     )
     return (auc if noise is None else no_worse_than_chance(auc)), tprs
+
+
+def _inflation(noise: float | None) -> float:
+    """The factor on every interval's reach."""
+    return math.sqrt(1 + (noise or 0.0))
 
 
 def _noise_of(found: Found, is_member: Bools, *, overlap: float) -> float | None:

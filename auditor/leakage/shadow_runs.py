@@ -87,7 +87,7 @@ def _must_match(run: Run, name: str, config: AuditConfig, target: Target) -> Non
             "a shadow audit must have a reference model where this one has, and only there",
             seen=f"this audit is {with_it} a reference, and {name} is not",
         )
-    if _same_tokens(run.result.model, run.result.reference) != _same_tokens(
+    if same_tokens(run.result.model, run.result.reference) != same_tokens(
         target.model, target.reference
     ):
         raise ConfigError(
@@ -114,7 +114,8 @@ def _must_match(run: Run, name: str, config: AuditConfig, target: Target) -> Non
         )
 
 
-def _same_tokens(model: ModelIdentity, reference: ModelIdentity | None) -> bool:
+def same_tokens(model: ModelIdentity, reference: ModelIdentity | None) -> bool:
+    """Whether there is a reference, and it has the model's tokenizer."""
     return reference is not None and reference.tokenizer_sha256 == model.tokenizer_sha256
 
 
@@ -131,7 +132,7 @@ def read_shadow(runs: Sequence[Run], config: AuditConfig) -> Shadow | None:
         there = {found.canonical: found.variant for found in run.result.variants}
         stores = {spec.label: run.stores[there[spec.canonical]] for spec in config.variant_specs}
         reference = run.stores.get(REFERENCE)
-        same = _same_tokens(run.result.model, run.result.reference)
+        same = same_tokens(run.result.model, run.result.reference)
         blocks = read_blocks(
             stores,
             pairs_of(tuple(stores), config),

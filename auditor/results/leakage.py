@@ -12,6 +12,14 @@ from auditor.results.figures import AttackResult, Estimate, Result
 Setting = Literal["NR", "SR", "MR"]
 Supervision = Literal["none", "crossfit", "shadow"]
 Verdict = Literal["under", "over", "undecided"]
+Question = Literal[
+    "SR over NR",
+    "MR over SR",
+    "SR over original and reference",
+    "MR over original and reference",
+    "variants over original",
+    "compression over noise",
+]
 
 
 class SettingResult(Result):
@@ -42,14 +50,7 @@ class SettingResult(Result):
 class LeakageComparison(Result):
     """One question that was named before the run, asked on the same records and folds."""
 
-    question: Literal[
-        "SR over NR",
-        "MR over SR",
-        "SR over original and reference",
-        "MR over original and reference",
-        "variants over original",
-        "compression over noise",
-    ] = Field(description="What is asked.")
+    question: Question = Field(description="What is asked.")
     attack: str = Field(description="The stronger attack.")
     versions: list[str] = Field(description="The versions that it holds.")
     against: str = Field(description="The attack that it must beat.")

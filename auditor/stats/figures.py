@@ -1,7 +1,7 @@
 """From signals to figures: every number with n and an interval, every comparison paired."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,25 @@ from auditor.stats.paired import PairedTest, holm, paired_auc, paired_tpr
 from auditor.stats.roc import auc_estimate, balanced_accuracy_estimate, tpr_estimate
 
 Float64 = npt.NDArray[np.float64]
-AnyComparison = TypeVar("AnyComparison", bound=Comparison)
+
+
+class Corrected(Protocol):
+    """What Holm's correction needs of a comparison."""
+
+    @property
+    def family(self) -> str:
+        """Primary or secondary."""
+
+    @property
+    def p_value(self) -> float | None:
+        """Not corrected yet; None where there is no test."""
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
+        """A copy with some fields changed."""
+        ...
+
+
+AnyComparison = TypeVar("AnyComparison", bound=Corrected)
 
 
 def rate_name(fpr: float) -> str:

@@ -86,7 +86,7 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
             clock = time.perf_counter()
             display.note("attacks, intervals and tests")
             findings = judge.judge(config, records, plan, manifests, subjects, shadows=shadows)
-            judge.write_signals(output, config, records, findings)
+            judge.write_signals(output, config, records, findings, blind=blind.signal)
             statistics_s = time.perf_counter() - clock
             result = judge.assemble(
                 config,

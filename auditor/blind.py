@@ -37,10 +37,12 @@ class Blind:
 
     Attributes:
         result: Its figures.
+        signal: Its out-of-fold signal, shape (n,), NaN for records that were not drawn.
         warnings: What the reader must know about the lists.
     """
 
     result: BlindBaseline
+    signal: "Float64"
     warnings: list[Warned]
 
 
@@ -85,7 +87,9 @@ def blind_baseline(records: "Records", config: AuditConfig) -> Blind:
         n_features=features.shape[1],
         told_apart=told_apart,
     )
-    return Blind(result, [_warning(result)] if told_apart else [])
+    of_all = np.full(len(records), np.nan)
+    of_all[chosen] = signal
+    return Blind(result, of_all, [_warning(result)] if told_apart else [])
 
 
 def _features(records: "Records", chosen: npt.NDArray[np.int64]) -> "csr_matrix":

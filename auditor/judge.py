@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from auditor.leakage.judge import Judged
     from auditor.records import Records
     from auditor.run import Run
+    from auditor.scoring.scores import Float64
     from auditor.scoring.variants import Pass
 
 ORIGINAL = "original"
@@ -258,13 +259,22 @@ def write_signals(
     config: AuditConfig,
     records: "Records",
     findings: Findings,
+    *,
+    blind: "Float64",
 ) -> None:
     """Write `scores.parquet` and, where versions were judged together, `exposure.parquet`.
+
+    Args:
+        output: The audit's folder.
+        config: Whether texts may be written.
+        records: The audited records.
+        findings: The signals.
+        blind: The blind baseline's signal, shape (n,), NaN for records that it left out.
 
     Raises:
         StoreError: The folder cannot be written.
     """
-    _write_scores(output / "scores.parquet", config, records, findings)
+    _write_scores(output / "scores.parquet", config, records, findings, blind=blind)
     _write_exposure(output / "exposure.parquet", records, findings.judged)
 
 
@@ -273,13 +283,17 @@ def _write_scores(
     config: AuditConfig,
     records: "Records",
     findings: Findings,
+    *,
+    blind: "Float64",
 ) -> None:
     """A row per version and record, versions one after another.
 
-    A signal that says nothing about a version is null in its rows.
+    A signal that says nothing about a version is null in its rows; what is about all versions, or
+    about none as the blind baseline is, stands in the original's.
     """
     n = len(records)
-    beside = findings.judged.signals if findings.judged is not None else {}
+    beside = {name: dict(found) for name, found in _beside(findings).items()}
+    beside.setdefault(ORIGINAL, {})["blind"] = blind
     more = dict.fromkeys(name for found in beside.values() for name in found)
     schema = [
         ("record_id", pa.string()),
@@ -300,15 +314,21 @@ def _write_scores(
                 "n_tokens": records.n_tokens.astype(np.int64),
                 "group": records.groups,
                 **found.by_attack,
-                **{
-                    column: beside.get(name, {}).get(column, pa.nulls(n, pa.float64()))
-                    for column in more
-                },
+                **{column: _column(beside.get(name, {}).get(column), n) for column in more},
             }
             if config.include_text:
                 texts = records.texts(np.arange(n))
                 columns["text"] = [text.prompt + text.text for text in texts]
             writer.write_table(pa.table(columns, schema=pa.schema(schema)))
+
+
+def _column(values: "Float64 | None", n: int) -> pa.Array:
+    """A column of n numbers in which NaN is a gap."""
+    return pa.nulls(n, pa.float64()) if values is None else pa.array(values, from_pandas=True)
+
+
+def _beside(findings: Findings) -> Mapping[str, Mapping[str, "Float64"]]:
+    return findings.judged.signals if findings.judged is not None else {}
 
 
 def _write_exposure(path: Path, records: "Records", judged: "Judged | None") -> None:

@@ -32,6 +32,8 @@ from auditor.stats.selection import best_of
 
 PERMUTATIONS = 2000
 WITH_REFERENCE = "-ref"
+# Attacks that hold every version: their signal belongs to no single one.
+OVER_ALL = ("mean-rank", "combined")
 
 
 class Judged(NamedTuple):
@@ -361,20 +363,27 @@ def _primary_signals(case: Case, found: list[Found]) -> list[tuple[str, list[str
 
 
 def _columns(found: list[Found], case: Case) -> dict[str, dict[str, Float64]]:
-    """Signals that belong to a row of `scores.parquet`: of one version, or of a pair."""
-    original = case.evidence.order[0]
+    """Signals that belong to a row of `scores.parquet`.
+
+    Those of one version, or of the original and it, to that version's row; those of all versions
+    to the original's.
+    """
+    order = case.evidence.order
     columns: dict[str, dict[str, Float64]] = {}
     main = next(iter(case.attackers), "none")
     for one in found:
         held = one.holding
-        if one.supervision not in ("none", main) or len(held.versions) > 2:
+        if one.supervision not in ("none", main):
             continue
-        if len(held.versions) == 2 and held.versions[0] != original:
+        is_over_all = one.attack in OVER_ALL and list(held.versions) == list(order)
+        is_pair = len(held.versions) == 2 and held.versions[0] == order[0]
+        if not is_over_all and (
+            one.attack in OVER_ALL or (len(held.versions) != 1 and not is_pair)
+        ):
             continue
-        if one.attack == "mean-rank":
-            continue
-        name = one.attack + (WITH_REFERENCE if held.with_reference else "")
-        columns.setdefault(held.versions[-1], {})[name] = one.signal
+        is_beside = held.with_reference and one.attack != "mean-rank"
+        name = one.attack + (WITH_REFERENCE if is_beside else "")
+        columns.setdefault(order[0] if is_over_all else held.versions[-1], {})[name] = one.signal
     return columns
 
 

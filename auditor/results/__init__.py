@@ -15,6 +15,7 @@ from auditor.results.audit import (
     Side,
     Timing,
     Timings,
+    TokenView,
     VariantResult,
     Warned,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "Side",
     "Timing",
     "Timings",
+    "TokenView",
     "VariantResult",
     "Warned",
 ]

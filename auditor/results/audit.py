@@ -122,6 +122,25 @@ class ModelIdentity(Result):
     dtype: str = Field(description="Precision of the pass.")
 
 
+class TokenView(Result):
+    """One record, token by token; there only where its text may be written."""
+
+    record_id: str = Field(description="Its id.")
+    is_member: bool = Field(description="Its side.")
+    chosen: Literal["newly exposed", "surest member", "nonmember most like a member"] = Field(
+        description="Why it is shown: a member that is found only with the compressed versions; "
+        "one with the largest signal of the primary attack on the original; a nonmember with it."
+    )
+    tokens: list[str] = Field(
+        description="The text of each token, after truncation; joined they are the record, but "
+        "for special tokens, which stand by their names."
+    )
+    first: int = Field(description="Position of the first token that is scored.")
+    log_p: dict[str, list[float]] = Field(
+        description="By version, and 'reference': log p of each token from `first` on, in nats."
+    )
+
+
 class Timing(Result):
     """Seconds and counts of one model's way through the audit."""
 
@@ -178,6 +197,10 @@ class AuditResult(Result):
         default=None,
         description="What versions give away beside each other and together; null where only one "
         "version, or only attacks on one version at a time, were asked for.",
+    )
+    token_views: list[TokenView] = Field(
+        default_factory=list,
+        description="A few records token by token; empty unless --include-text was given.",
     )
     stored: dict[str, str] = Field(
         default_factory=dict,

@@ -222,12 +222,18 @@ def tpr_draws(
     Returns:
         Shape (draws,), distributed as with plain resampling.
     """
+    k = n_false_positives(fpr, len(nonmembers))
     rng = np.random.default_rng(seed)
+    return drawn_from_sorted(np.sort(members), np.sort(nonmembers), k, draws=draws, rng=rng)
+
+
+def drawn_from_sorted(
+    members: Float64, nonmembers: Float64, k: int, *, draws: int, rng: np.random.Generator
+) -> Float64:
+    """`tpr_draws` for sides that are sorted already, ascending, and k false positives."""
     m, n = len(members), len(nonmembers)
-    k = n_false_positives(fpr, n)
     place = np.ceil(n * rng.beta(k + 1, n - k, size=draws)).astype(np.int64).clip(1, n)
-    thresholds = np.sort(nonmembers)[n - place]
-    n_above: Ints = m - np.searchsorted(np.sort(members), thresholds, side="right")
+    n_above: Ints = m - np.searchsorted(members, nonmembers[n - place], side="right")
     return np.asarray(rng.binomial(m, n_above / m) / m, dtype=np.float64)
 
 

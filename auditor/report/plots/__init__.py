@@ -1,0 +1,1 @@
+"""The figures of a report and a card: drawn once, shown inside the page and written as files."""

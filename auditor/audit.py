@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auditor.config import AuditConfig
-from auditor.results import Artifact, AuditResult, Timings
+from auditor.results import Artifact, AuditResult, Timings, TokenView
 
 if TYPE_CHECKING:
     from auditor.calibration import Calibration
+    from auditor.judge import Findings
     from auditor.records import Records
     from auditor.report.progress import Display
+    from auditor.scoring.variants import Pass
     from auditor.subject import Subjects
 
 
@@ -87,6 +89,7 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
             display.note("attacks, intervals and tests")
             findings = judge.judge(config, records, plan, manifests, subjects, shadows=shadows)
             judge.write_signals(output, config, records, findings, blind=blind.signal)
+            views = _token_views(config, subjects, records, findings, plan)
             statistics_s = time.perf_counter() - clock
             result = judge.assemble(
                 config,
@@ -95,6 +98,7 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
                 blind,
                 findings,
                 artifacts=artifacts,
+                token_views=views,
                 versions=versions(),
                 environment=environment(subjects.model.placement, ranks.world),
                 timings=Timings(
@@ -126,6 +130,27 @@ def calibrations_of(
         records=records,
         known=lambda: ((i, text.words) for i, _, text in records.stream()),
     )
+
+
+def _token_views(
+    config: AuditConfig,
+    subjects: "Subjects",
+    records: "Records",
+    findings: "Findings",
+    plan: "dict[str, Pass]",
+) -> list[TokenView]:
+    """A few records token by token, where texts may be written."""
+    from auditor.compress.noise import is_noise
+    from auditor.subject import REFERENCE
+    from auditor.token_views import token_views
+
+    if not config.include_text:
+        return []
+    names = [name for name in findings.signals if not is_noise(name)]
+    if REFERENCE in plan and subjects.same_tokens:
+        names.append(REFERENCE)
+    stores = {name: plan[name].store for name in names}
+    return token_views(records, findings, subjects.model.encoder, stores)
 
 
 def _search(

@@ -21,6 +21,7 @@ from auditor.results import (
     Comparison,
     ModelIdentity,
     Timings,
+    TokenView,
     VariantResult,
 )
 from auditor.stats.figures import attack_result, compare
@@ -358,6 +359,7 @@ def assemble(
     findings: Findings,
     *,
     artifacts: list[Artifact],
+    token_views: list[TokenView],
     versions: dict[str, str],
     environment: dict[str, Any],
     timings: Timings,
@@ -380,6 +382,7 @@ def assemble(
         variants=findings.variants,
         comparisons=findings.comparisons,
         leakage=findings.judged.leakage if findings.judged is not None else None,
+        token_views=token_views,
         stored=findings.stored,
         timings=timings,
     )

@@ -38,7 +38,7 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
             what to do.
     """
     # Imported here, so that `from auditor import AuditConfig` and `--help` stay quick.
-    from auditor import judge, store
+    from auditor import judge, outputs, store
     from auditor.blind import blind_baseline
     from auditor.dist import processes
     from auditor.environment import environment, versions
@@ -88,7 +88,7 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
             clock = time.perf_counter()
             display.note("attacks, intervals and tests")
             findings = judge.judge(config, records, plan, manifests, subjects, shadows=shadows)
-            judge.write_signals(output, config, records, findings, blind=blind.signal)
+            outputs.write_signals(output, config, records, findings, blind=blind.signal)
             views = _token_views(config, subjects, records, findings, plan)
             statistics_s = time.perf_counter() - clock
             result = judge.assemble(
@@ -111,7 +111,7 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
                     variants=timings,
                 ),
             )
-            judge.write_result(output / "audit.json", result)
+            outputs.write_result(output / "audit.json", result)
         ranks.wait()
     return result if ranks.is_main else read_result(output / "audit.json")
 

@@ -4,19 +4,18 @@ The flags of `audit` are made from the fields of `AuditConfig`, so that an optio
 default and one sentence of help wherever it is met.
 """
 
-import inspect
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
-from pydantic_core import PydanticUndefined
+from cyclopts import App, CycloptsError
 
 import auditor
-from auditor.config import AuditConfig, CompressConfig, Shared
+from auditor.config import AuditConfig, CompressConfig
 from auditor.errors import CompleakError
+from auditor.flags import with_flags
 from auditor.report.progress import Display, DisplayKind
 
 app = App(
@@ -220,6 +219,92 @@ def _release_and_show(
     must_pass(releases, fail_on)
 
 
+@app.command
+def report(
+    run: Path,
+    *,
+    format: Literal["html", "md", "pdf"] = "html",
+    out: Path | None = None,
+) -> None:
+    """Write the report of a finished audit: one page to look at, and its figures as files.
+
+    Parameters
+    ----------
+    run
+        Output folder of the audit.
+    format
+        html: one file that opens anywhere with no network; md: for a pull request; pdf: printed by
+        Chromium, where one is found.
+    out
+        File to write; report.html (or .md, .pdf) in the audit's folder when left out. Figures go
+        into figures/ beside it.
+    """
+    _report_and_show(run, kind=format, out=out)
+
+
+def _report_and_show(run: Path, *, kind: Literal["html", "md", "pdf"], out: Path | None) -> None:
+    from auditor.report.page import write_report
+
+    for path in write_report(run, kind=kind, out=out)[-1:]:
+        print(path)
+
+
+@app.command
+def card(
+    run: Path,
+    *,
+    readme: Path = Path("README.md"),
+    variant: str | None = None,
+    model_index: bool = False,
+    eval_results: bool = False,
+    base_model: str | None = None,
+    create: bool = False,
+    push: str | None = None,
+) -> None:
+    """Write or renew the privacy section of a model card, and print what changed.
+
+    Parameters
+    ----------
+    run
+        Output folder of the audit.
+    readme
+        The model card; all outside the section's two markers stays as it is, byte for byte.
+    variant
+        Write the card of this one published variant.
+    model_index
+        Write the figures into the front matter too, as a model-index.
+    eval_results
+        Write the figures into .eval_results/ beside the card too.
+    base_model
+        The original's id on the Hub, for a variant's card; the audited model's name when left out.
+    create
+        Make the card where there is none.
+    push
+        Open a pull request with these files on this model repository of the Hub.
+    """
+    _card_and_show(
+        run,
+        readme=readme,
+        variant=variant,
+        model_index=model_index,
+        eval_results=eval_results,
+        base_model=base_model,
+        create=create,
+        push=push,
+    )
+
+
+def _card_and_show(run: Path, **given: Any) -> None:  # noqa: ANN401
+    from auditor.card import write_card
+
+    written = write_card(run, **given)
+    print(written.diff or "nothing to change", end="" if written.diff else "\n")
+    for path in written.paths:
+        print(f"wrote {path}", file=sys.stderr)
+    if written.pull_request is not None:
+        print(written.pull_request)
+
+
 def _teller(kind: DisplayKind) -> Callable[[str], None]:
     if kind == "none":
         return lambda _: None
@@ -269,43 +354,8 @@ def schema() -> None:
     print(json.dumps(AuditResult.model_json_schema(), indent=2))
 
 
-def _flags(config: type[Shared]) -> list[inspect.Parameter]:
-    """One keyword parameter for every field of a configuration, None where it was not given."""
-    parameters = []
-    for name, field in config.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        shown = (
-            "" if default in (None, (), {}, PydanticUndefined) else f" [default: {_shown(default)}]"
-        )
-        kind = field.annotation
-        plain = kind in (bool, int, float, str) or get_origin(kind) is Literal
-        flag = Parameter(help=f"{field.description or ''}{shown}", show_default=False)
-        if int in get_args(kind) and str not in get_args(kind) and type(None) in get_args(kind):
-            plain, kind = True, int
-        parameters.append(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[(kind if plain else str) | None, flag],  # type: ignore[operator]
-            )
-        )
-    return parameters
-
-
-def _shown(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _with_flags(function: Callable[..., None], config: type[Shared]) -> Callable[..., None]:
-    signature = inspect.signature(function)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    function.__signature__ = signature.replace(parameters=[*_flags(config), *own])  # type: ignore[attr-defined]
-    return function
-
-
-app.command(_with_flags(run_audit, AuditConfig), name="audit")
-app.command(_with_flags(run_compress, CompressConfig), name="compress")
+app.command(with_flags(run_audit, AuditConfig), name="audit")
+app.command(with_flags(run_compress, CompressConfig), name="compress")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,12 +1,7 @@
-"""From stored scores to the result: attacks, figures, comparisons, warnings, files."""
+"""From stored scores to the result: attacks, figures, comparisons, warnings."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from auditor.attacks.signals import Signals, applicable, compute_signals
 from auditor.caveats import caveats
@@ -14,7 +9,6 @@ from auditor.compress import VariantSpec
 from auditor.compress.noise import is_noise, noise_name
 from auditor.config import AuditConfig
 from auditor.errors import ConfigError, ModelError
-from auditor.files import write_text, written_whole
 from auditor.results import (
     Artifact,
     AuditResult,
@@ -33,7 +27,6 @@ if TYPE_CHECKING:
     from auditor.leakage.judge import Judged
     from auditor.records import Records
     from auditor.run import Run
-    from auditor.scoring.scores import Float64
     from auditor.scoring.variants import Pass
 
 ORIGINAL = "original"
@@ -255,102 +248,6 @@ def _beyond(
     return judge_leakage(evidence, config, shadow=read_shadow(shadows, config))
 
 
-def write_signals(
-    output: Path,
-    config: AuditConfig,
-    records: "Records",
-    findings: Findings,
-    *,
-    blind: "Float64",
-) -> None:
-    """Write `scores.parquet` and, where versions were judged together, `exposure.parquet`.
-
-    Args:
-        output: The audit's folder.
-        config: Whether texts may be written.
-        records: The audited records.
-        findings: The signals.
-        blind: The blind baseline's signal, shape (n,), NaN for records that it left out.
-
-    Raises:
-        StoreError: The folder cannot be written.
-    """
-    _write_scores(output / "scores.parquet", config, records, findings, blind=blind)
-    _write_exposure(output / "exposure.parquet", records, findings.judged)
-
-
-def _write_scores(
-    path: Path,
-    config: AuditConfig,
-    records: "Records",
-    findings: Findings,
-    *,
-    blind: "Float64",
-) -> None:
-    """A row per version and record, versions one after another.
-
-    A signal that says nothing about a version is null in its rows; what is about all versions, or
-    about none as the blind baseline is, stands in the original's.
-    """
-    n = len(records)
-    beside = {name: dict(found) for name, found in _beside(findings).items()}
-    beside.setdefault(ORIGINAL, {})["blind"] = blind
-    more = dict.fromkeys(name for found in beside.values() for name in found)
-    schema = [
-        ("record_id", pa.string()),
-        ("variant", pa.string()),
-        ("is_member", pa.bool_()),
-        ("n_tokens", pa.int64()),
-        ("group", pa.int64()),
-        *((attack, pa.float64()) for attack in (*findings.attacks, *more)),
-    ]
-    if config.include_text:
-        schema.append(("text", pa.string()))
-    with written_whole(path) as part, pq.ParquetWriter(part, pa.schema(schema)) as writer:
-        for name, found in findings.signals.items():
-            columns: dict[str, Any] = {
-                "record_id": records.ids.tolist(),
-                "variant": [name] * n,
-                "is_member": records.is_member,
-                "n_tokens": records.n_tokens.astype(np.int64),
-                "group": records.groups,
-                **found.by_attack,
-                **{column: _column(beside.get(name, {}).get(column), n) for column in more},
-            }
-            if config.include_text:
-                texts = records.texts(np.arange(n))
-                columns["text"] = [text.prompt + text.text for text in texts]
-            writer.write_table(pa.table(columns, schema=pa.schema(schema)))
-
-
-def _column(values: "Float64 | None", n: int) -> pa.Array:
-    """A column of n numbers in which NaN is a gap."""
-    return pa.nulls(n, pa.float64()) if values is None else pa.array(values, from_pandas=True)
-
-
-def _beside(findings: Findings) -> Mapping[str, Mapping[str, "Float64"]]:
-    return findings.judged.signals if findings.judged is not None else {}
-
-
-def _write_exposure(path: Path, records: "Records", judged: "Judged | None") -> None:
-    """A row per record: what it gives away under NR, SR and MR.
-
-    `nr`, `sr` and `mr` are out-of-fold probabilities of membership at even odds, from the original
-    alone, from the best pair and from all versions.
-    """
-    if judged is None:
-        path.unlink(missing_ok=True)
-        return
-    columns: dict[str, Any] = {
-        "record_id": records.ids.tolist(),
-        "is_member": records.is_member,
-        "group": records.groups,
-        **judged.together,
-    }
-    with written_whole(path) as part:
-        pq.write_table(pa.table(columns), part)
-
-
 def assemble(
     config: AuditConfig,
     subjects: Subjects,
@@ -386,8 +283,3 @@ def assemble(
         stored=findings.stored,
         timings=timings,
     )
-
-
-def write_result(path: Path, result: AuditResult) -> None:
-    """Write `audit.json`; errors as in `written_whole`."""
-    write_text(path, result.model_dump_json(indent=2) + "\n")

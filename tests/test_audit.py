@@ -52,7 +52,20 @@ def test_what_lies_in_the_output_folder(done: AuditResult, subject: dict[str, An
     keys = ["record_id", "variant", "is_member", "n_tokens", "group"]
     assert list(table.columns)[: len(keys) + len(attacks)] == [*keys, *attacks]
     beyond = {"gap", "ez-gap", "single", "paired", "single-ref", "paired-ref"}
-    assert set(table.columns[len(keys) + len(attacks) :]) == beyond
+    over_all = {"mean-rank", "combined", "combined-ref", "blind"}
+    assert set(table.columns[len(keys) + len(attacks) :]) == beyond | over_all
+    assert table[table["variant"] != "original"][list(over_all)].isna().all(axis=None)
+    original = table[table["variant"] == "original"]
+    assert done.blind is not None
+    assert done.leakage is not None
+    found = {
+        one.attack + ("-ref" if one.with_reference else ""): one.figures.auc.value
+        for one in done.leakage.settings
+        if len(one.versions) == 3 and one.attack == "combined"
+    }
+    for column, value in {**found, "blind": done.blind.auc.value}.items():
+        expected = roc_auc_score(original["is_member"], original[column])
+        assert value == pytest.approx(expected, abs=1e-12), column
     assert list(done.stored) == ["original", "reference", "bnb-nf4", "prune-magnitude:sparsity=0.5"]
     assert all(
         (output / "tokens" / name / "manifest.json").is_file() for name in done.stored.values()

@@ -13,6 +13,9 @@ from auditor.leakage.sets import Figures, Sets, Versions
 from auditor.results import Bound, Estimate, Release
 from auditor.stats.paired import holm
 
+# How the advice begins where all versions together are not shown to give away more.
+NO_DIFFERENCE = "No difference is shown"
+
 
 def advise(
     sets: Sets,
@@ -42,7 +45,7 @@ def advise(
     test = sets.compare(names, names[:1], metric)
     both = _against(sets, names, names[:1], metric)
     if not _is_shown(test.p_value, sets):
-        more = f"No difference is shown between publishing {all_of(names)} and the original alone"
+        more = f"{NO_DIFFERENCE} between publishing {all_of(names)} and the original alone"
         return f"{more}: {both}; {_excluded(test.difference, metric, sets)}."
     return _leave_out(sets, names, metric=metric, both=both)
 
@@ -155,10 +158,10 @@ def all_of(names: Sequence[str]) -> str:
     return "both versions" if len(names) == 2 else f"all {len(names)} versions"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names with commas and an `and` before the last."""
+def listed(names: Sequence[str], word: str = "and") -> str:
+    """Names with commas and an `and`, or another word, before the last."""
     *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def _capital(text: str) -> str:

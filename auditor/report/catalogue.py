@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_origin
 from rich.console import Console
 from rich.table import Table
 
-from auditor.attacks import ATTACKS
+from auditor.attacks import ATTACKS, Attack
 from auditor.compress import COMPRESSORS, Compressor, spell
 from auditor.compress.receipt import Receipt
 from auditor.environment import installed
@@ -34,11 +34,14 @@ def attacks_table() -> Table:
             needs = "a reference with the same tokenizer"
         else:
             needs = "a reference" if attack.needs_reference else ""
-        summary = (attack.load().__doc__ or "").strip().partition("\n")[0]
-        # The source has a column of its own.
-        summary = re.sub(r" \([^()]*\d{4}[^()]*\)", "", summary)
-        table.add_row(name, attack.setting, summary, needs, attack.source)
+        table.add_row(name, attack.setting, summary(attack), needs, attack.source)
     return table
+
+
+def summary(attack: Attack) -> str:
+    """What an attack does, in a line; its source has a place of its own."""
+    first = (attack.load().__doc__ or "").strip().partition("\n")[0]
+    return re.sub(r" \([^()]*\d{4}[^()]*\)", "", first)
 
 
 def variants_table() -> Table:

@@ -29,6 +29,10 @@ TITLES = {
     "shadow": "what an attacker gets who learned on shadow audits, holding",
     "none": "what an attacker gets without learning, holding",
 }
+WITHOUT = {
+    "crossfit": "without the reference",
+    "shadow": "without the reference, learned on shadow audits",
+}
 
 
 class Line(NamedTuple):
@@ -63,16 +67,30 @@ def leakage_part(result: AuditResult, *, rate: str | None, width: int) -> list[R
         beside = _holds_reference(leakage, supervision)
         lines = _lines(result, leakage, supervision, rate=rate, beside=beside)
         if lines:
-            title = TITLES[supervision] + (" the reference and" if beside else "")
+            title = TITLES[supervision] + (" the reference and:" if beside else ":")
             parts += [Text(f"\n{title}", style="bold"), _shown(lines, width)]
+        found = (
+            _found(_lines(result, leakage, supervision, rate=rate, beside=False)) if beside else []
+        )
+        if found:
+            title = f"\nwhere a gain is found {WITHOUT[supervision]}, holding:"
+            parts += [Text(title, style="bold"), _shown(found, width)]
     if parts:
         parts.append(Text(_legend(result, leakage), style="dim"))
     facts = _facts(leakage)
     if facts:
         parts.append(facts)
-    if leakage.releases is not None:
-        parts.append(Text(leakage.releases.advice, style="bold"))
     return parts
+
+
+def _found(lines: Sequence[Line]) -> list[Line]:
+    """The attackers whose gain is a finding, each with all his lines."""
+    blocks: list[list[Line]] = []
+    for line in lines:
+        blocks += [[line]] if line.name else []
+        if not line.name:
+            blocks[-1].append(line)
+    return [line for block in blocks if any(one.is_found for one in block) for line in block]
 
 
 def _holds_reference(leakage: Leakage, supervision: str) -> bool:
@@ -157,7 +175,7 @@ def _shown(lines: Sequence[Line], width: int) -> RenderableType:
         room = width - sum(widths) - GAP * len(widths) - _name_width(lines) - GAP
         if room >= needed:
             return _table(lines, list(titles), rows, room=room)
-    return _blocks(lines, list(titles))
+    return _blocks(lines, list(titles), width)
 
 
 def _name_width(lines: Sequence[Line]) -> int:
@@ -188,7 +206,7 @@ def _table(
     return table
 
 
-def _blocks(lines: Sequence[Line], titles: Sequence[str]) -> Group:
+def _blocks(lines: Sequence[Line], titles: Sequence[str], width: int) -> Group:
     """A line for every figure; what is gained, over whom and how surely on one."""
     parts: list[RenderableType] = []
     labels = max(len(title) for title in titles if title not in ("over", "p (Holm)"))
@@ -201,7 +219,9 @@ def _blocks(lines: Sequence[Line], titles: Sequence[str]) -> Group:
         grid.add_column()
         for title, text in line.figures.items():
             if title == "gain in AUC":
-                gain = f"{text} over {line.figures['over']}, p {line.figures['p (Holm)']}"
+                over = f"over {line.figures['over']}, p {line.figures['p (Holm)']}"
+                fits = len(text) + len(over) < width - labels - 2 * GAP
+                gain = f"{text} {over}" if fits else f"{text}\n{over}"
                 grid.add_row(Text(f"  {title}"), Text(gain), style=style)
             elif title not in ("over", "p (Holm)") and text != ABSENT:
                 grid.add_row(Text(f"  {title}"), Text(text))
@@ -229,10 +249,11 @@ def _facts(leakage: Leakage) -> Text:
         )
     best = leakage.best
     if best is not None:
+        names = list(dict.fromkeys(x for one in leakage.settings for x in one.versions))
+        on = described(best.versions, names) if len(best.versions) > 2 else listed(best.versions)
         text.append(
-            f"best of {best.n_candidates} training-free signals: {best.attack} on "
-            f"{listed(best.versions)}, AUC {best.auc:.3f}; p {p_value(best.p_value)} with its "
-            "selection paid for\n",
+            f"best of {best.n_candidates} training-free signals: {best.attack} on {on}, "
+            f"AUC {best.auc:.3f}; p {p_value(best.p_value)} with its selection paid for\n",
             style="dim",
         )
     floor = next((one for one in leakage.settings if one.attack == "mean-rank"), None)

@@ -36,7 +36,7 @@ def releases_table(releases: Releases, *, width: int) -> RenderableType:
         width: Columns of the terminal.
     """
     names = [part.version for part in releases.parts]
-    rows = _rows(releases, len(names))
+    rows = shown_sets(releases, len(names))
     parts: list[RenderableType] = [_heading(releases, names)]
     if releases.gate is not None and releases.bound is not None:
         parts.append(_gate_line(releases.gate, releases.bound, names))
@@ -66,7 +66,7 @@ def _gate_line(gate: Release, bound: Bound, names: Sequence[str]) -> Text:
     return text.append(str(gate.verdict), style=f"bold {STYLE[str(gate.verdict)]}")
 
 
-def _rows(releases: Releases, n_versions: int) -> list[Release]:
+def shown_sets(releases: Releases, n_versions: int) -> list[Release]:
     """The sets to show, best utility first."""
     if releases.bound is not None:
         under = [release for release in releases.sets if release.verdict == "under"]

@@ -1,5 +1,8 @@
 """The terminal table that an audit ends in: a line per version, and what must be known first."""
 
+import shlex
+import textwrap
+
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
@@ -7,16 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from auditor.compress.receipt import Receipt
+from auditor.report.answer import answer
+from auditor.report.figures import headline_rate as headline_rate  # noqa: PLC0414
 from auditor.report.figures import interval, p_value
 from auditor.report.leakage import leakage_part
 from auditor.results import Artifact, AuditResult, Comparison, VariantResult, Warned
-from auditor.stats.figures import rate_name
 
 STYLE = {"severe": "bold red", "warning": "yellow", "info": "dim"}
 # Columns that the table needs on one line a version, and with intervals under their figures.
 WIDE = 172
 STACKED = 138
+NOTHING = "nothing"
 REPAIRED = "library-repaired"
+PROSE = 100  # columns of a line of prose
 MAX_FILES = 12  # lines for files in a checkpoint; the worst come first
 
 
@@ -31,7 +37,7 @@ def render(result: AuditResult, *, width: int = 140) -> RenderableType:
     parts = [*_artifacts(result), *_warnings(result), _heading(result)]
     parts.append(_versions(result, width))
     parts += leakage_part(result, rate=headline_rate(result), width=width)
-    parts.append(_footer(result))
+    parts += [_answer(result, width), _footer(result)]
     return Group(*parts)
 
 
@@ -51,20 +57,10 @@ def _versions(result: AuditResult, width: int) -> RenderableType:
     return _narrow(result)
 
 
-def headline_rate(result: AuditResult) -> str | None:
-    """The false positive rate shown in the table: 1%, or the lowest that the counts allow."""
-    original = result.variants[0].attacks.get(result.primary_attack)
-    if original is None:
-        return None
-    present = [rate for rate, found in original.tpr_at_fpr.items() if found.value is not None]
-    wanted = rate_name(0.01)
-    return wanted if wanted in present else next(iter(present), None)
-
-
 def what_was_done(receipt: Receipt | None) -> str:
     """What was compressed, from the receipt's counts."""
     if receipt is None or not receipt.compressed:
-        return "nothing"
+        return NOTHING
     share = 100 * receipt.n_compressed / max(1, receipt.n_parameters)
     done = f"{share:.0f}% to {receipt.bits_per_weight:.1f} bits"
     # Quantizing leaves some zeros too; only where they are the point are they worth a word.
@@ -119,7 +115,7 @@ def _heading(result: AuditResult) -> Text:
     )
     if result.blind is not None:
         text.append(f"\nblind baseline (never sees the model): AUC {interval(result.blind.auc)}")
-    return text
+    return text.append("\n")
 
 
 def _columns(result: AuditResult) -> tuple[str, str | None]:
@@ -184,7 +180,8 @@ def _narrow(result: AuditResult) -> Group:
     parts: list[RenderableType] = []
     for variant in result.variants:
         head = Text(variant.variant, style="bold")
-        head.append(f"  {what_was_done(variant.receipt)}", style="dim")
+        done = what_was_done(variant.receipt)
+        head.append(f"  {'not compressed' if done == NOTHING else done}", style="dim")
         parts.append(head)
         if variant.status != "ok":
             parts.append(Text(f"  {variant.status}: {variant.reason}", style="red"))
@@ -203,6 +200,26 @@ def _is_significant(result: AuditResult, variant: str) -> bool:
     return bool(item and item.p_adjusted is not None and item.p_adjusted < 1 - result.confidence)
 
 
+def _answer(result: AuditResult, width: int) -> Text:
+    """The answer in plain sentences: last, where the eye is when an audit ends."""
+    found = answer(result)
+    text = Text("\n" + _wrapped(found.headline, width), style="bold")
+    for sentence in found.sentences:
+        text.append("\n" + _wrapped(sentence, width, indent="  "), style="not bold")
+    return text.append("\n")
+
+
+def _wrapped(text: str, width: int, *, indent: str = "") -> str:
+    """Lines as long as can be read; no name is broken at its hyphens."""
+    return textwrap.fill(
+        text,
+        min(width, PROSE),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    )
+
+
 def _footer(result: AuditResult) -> Text:
     text = Text()
     original = result.variants[0].attacks.get(result.primary_attack)
@@ -214,5 +231,7 @@ def _footer(result: AuditResult) -> Text:
     output = result.config.get("output_path", "")
     together = ", exposure.parquet" if result.leakage is not None else ""
     files = f"audit.json, scores.parquet{together}, tokens/"
-    text.append(f"results in {output}: {files}", style="dim")
+    text.append(f"results in {output}: {files}\n", style="dim")
+    text.append(f"compleak-llm report {shlex.quote(str(output))}", style="bold")
+    text.append(" makes the page to look at", style="dim")
     return text

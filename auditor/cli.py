@@ -245,8 +245,10 @@ def report(
 def _report_and_show(run: Path, *, kind: Literal["html", "md", "pdf"], out: Path | None) -> None:
     from auditor.report.page import write_report
 
-    for path in write_report(run, kind=kind, out=out)[-1:]:
-        print(path)
+    path, *figures = write_report(run, kind=kind, out=out)
+    print(path)
+    if figures:
+        print(f"{len(figures)} figures in {figures[0].parent}", file=sys.stderr)
 
 
 @app.command

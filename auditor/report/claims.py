@@ -113,7 +113,7 @@ def read_claims(result: AuditResult) -> Claims:
         gains={question: _sorted(changes) for question, changes in gains.items()},
         n_alone=len(tested),
         highest=max(finite) if finite else None,
-        is_firm=bool(claimed) and min(claimed) < level,
+        is_firm=bool(claimed) and min(claimed) < level / max(1, n_families),
     )
 
 

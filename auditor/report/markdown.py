@@ -39,10 +39,11 @@ from auditor.results import AuditResult, Comparison, Exposed, SettingResult, Var
 TEMPLATE = "report.md.j2"
 # GitHub takes no longer comment; what is left out first where a report would be.
 MOST_LETTERS = 65_536
-DROPPED = ("receipts", "notes", "attackers", "sets")
+DROPPED = ("receipts", "notes", "attackers", "sets", "command")
 # Letters of one value: a path may be of any length, a report may not.
 MOST_OF_A_VALUE = 300
-MOST_NOTICES = 40
+MOST_OF_A_SENTENCE = 2_000
+MOST_NOTICES = 25
 SPECIAL = re.compile(r"[\\`*_{}\[\]<>|#~&$]")
 # What GitHub links on its own: addresses, people, and issues by their number.
 ADDRESS = re.compile(r"://|\bwww\.", re.IGNORECASE)
@@ -106,7 +107,9 @@ def _parts(result: AuditResult) -> dict[str, Any]:
     compared = any(item.difference.value is not None for item in result.comparisons)
     return {
         "name": short_name(result.model.name),
-        "alerts": [(Markdown(ALERTS[one.severity]), one.text) for one in loud],
+        "alerts": [
+            (Markdown(ALERTS[one.severity]), _short(one.text, 2 * MOST_OF_A_VALUE)) for one in loud
+        ],
         "n_more_alerts": sum(notice.severity in ALERTS for notice in told) - len(loud),
         "headline": found.headline,
         "sentences": found.sentences,
@@ -152,11 +155,11 @@ def _visible(line: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
 
 
-def _short(text: str) -> str:
+def _short(text: str, most: int = MOST_OF_A_VALUE) -> str:
     """A value of any length, its middle left out where it is too long."""
-    if len(text) <= MOST_OF_A_VALUE:
+    if len(text) <= most:
         return text
-    half = MOST_OF_A_VALUE // 2
+    half = most // 2
     return f"{text[:half]} … {text[-half:]}"
 
 
@@ -183,7 +186,7 @@ def _template() -> Any:  # noqa: ANN401 - jinja2 calls it Template only to type 
 
 
 def _escaped(value: Any) -> str:  # noqa: ANN401 - whatever the template puts in
-    return value if isinstance(value, Markdown) else escape(str(value))
+    return value if isinstance(value, Markdown) else escape(_short(str(value), MOST_OF_A_SENTENCE))
 
 
 # --- its own tables

@@ -17,7 +17,7 @@ import re
 from functools import cache
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -52,12 +52,16 @@ def render_page(finished: Finished, drawings: "Drawings") -> str:
     page = page_view(finished, drawings)
     style = _tones() + _source("report.css") + (_token_style(page.tokens) if page.tokens else "")
     script = _source("report.js")
-    return _environment().get_template("report.html.j2").render(
-        page=page,
-        names=json.dumps(page.versions),
-        policy=_policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            page=page,
+            names=json.dumps(page.versions),
+            policy=_policy(style, script),
+            style=Markup(style),
+            script=Markup(script),
+        )
     )
 
 
@@ -122,7 +126,7 @@ def _write(path: Path, data: bytes) -> Path:
 def _environment() -> Environment:
     """Templates in which everything that is not marked as markup is text that can be read."""
 
-    def shown(value: Any) -> Any:
+    def shown(value: object) -> object:
         is_text = isinstance(value, str) and not isinstance(value, Markup)
         return readable(value) if is_text else value
 

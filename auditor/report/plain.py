@@ -1,23 +1,18 @@
 """Text that came from models, paths and records, without what a terminal or a page would obey."""
 
 import re
-import unicodedata
 
-# Joiners belong to scripts and emoji; all else of their class only hides or turns what is read.
+# Joiners belong to scripts and emoji; all else that cannot be printed hides or turns what is read.
 JOINERS = "\u200c\u200d"
-OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def printable(text: str) -> str:
-    """One line of text: control, direction and separator characters become spaces.
+    """One line of text: what cannot be printed (controls, direction marks, separators) is a space.
 
     Args:
         text: Anything.
     """
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
-    kept = (
-        " " if unicodedata.category(letter) in OBEYED and letter not in JOINERS else letter
-        for letter in text
-    )
+    kept = (letter if letter.isprintable() or letter in JOINERS else " " for letter in text)
     return re.sub(" {2,}", " ", "".join(kept)).strip()

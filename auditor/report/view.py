@@ -10,11 +10,11 @@
     view_page       all of it together, with the drawings
 """
 
-import unicodedata
 from dataclasses import dataclass, field
+from unicodedata import category
 
 from auditor.report.figures import ABSENT, Shown, justified, p_value
-from auditor.report.plain import JOINERS, OBEYED
+from auditor.report.plain import JOINERS
 from auditor.results import Estimate
 
 # Shown for what a browser would not show, or would act upon.
@@ -50,7 +50,8 @@ class Column:
 
     Attributes:
         title: Its heading.
-        kind: text, number, or estimate: a number with an interval, three columns when copied.
+        kind: text; word, which is kept on one line; number; or estimate: a number with an
+            interval, three columns when copied.
     """
 
     title: str
@@ -108,15 +109,14 @@ def readable(text: str) -> str:
 
     Other than `printable`, nothing is lost without a trace: tokens are shown as they are.
     """
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
-    kept = (
-        UNSEEN
-        if unicodedata.category(letter) in OBEYED and letter not in JOINERS + "\n\t"
-        else letter
-        for letter in text
-    )
-    return "".join(kept)
+    return "".join(letter if _can_be_seen(letter) else UNSEEN for letter in text)
+
+
+def _can_be_seen(letter: str) -> bool:
+    # Spaces of other widths are called not printable, and are harmless.
+    return letter.isprintable() or letter in JOINERS + "\n\t" or category(letter) == "Zs"
 
 
 def text_cell(text: str, *, mark: str = "", note: str = "") -> Cell:

@@ -25,7 +25,7 @@ from auditor.report.view import (
     text_cell,
 )
 from auditor.report.view_table import holds, main_question, places
-from auditor.results import Artifact, AuditResult, Estimate, Part, Release, Releases
+from auditor.results import Artifact, AuditResult, Part, Release, Releases
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,9 @@ def head(result: AuditResult) -> Head:
 
 
 def short_name(name: str) -> str:
-    """A model's name as people say it: of a path the last part, of a repository all."""
-    parts = [part for part in name.replace("\\", "/").split("/") if part]
-    is_path = name.startswith(("/", ".", "~")) or len(parts) > 2
-    return parts[-1] if parts and is_path else name
+    """A model's name as people say it: of a path from the root the last part, else all."""
+    last = name.rstrip("/").rpartition("/")[2]
+    return last if name.startswith("/") and last else name
 
 
 def _date(started_at: str) -> str:
@@ -150,7 +149,7 @@ def notices(result: AuditResult) -> list[Notice]:
         for item in result.warnings
         if item.code != REPAIRED
     ]
-    mended = [item.message.partition(":")[0] for item in result.warnings if item.code == REPAIRED]
+    mended = [item.message.partition(": ")[0] for item in result.warnings if item.code == REPAIRED]
     if mended:
         names = ", ".join(dict.fromkeys(mended))
         text = f"{names}: the library computes wrongly here and was mended; see the receipts."
@@ -176,13 +175,25 @@ def answer_view(result: AuditResult) -> AnswerView:
     *sentences, last = found.sentences
     if releases is None or printable(releases.advice) not in last:
         sentences, last = found.sentences, ""
-    return AnswerView(found.headline, sentences, last, found.finding, keys(result))
+    may_claim = found.finding in ("more", "less", "mixed")
+    shown = keys(result, may_claim=may_claim)
+    return AnswerView(found.headline, sentences, last, found.finding, shown)
 
 
-def keys(result: AuditResult) -> list[Key]:
-    """The key figures, as far as there are any."""
-    found = [_original(result), _worst(result), _together(result), _exposed(result)]
-    found.append(_lists(result))
+def keys(result: AuditResult, *, may_claim: bool) -> list[Key]:
+    """The key figures, as far as there are any.
+
+    Args:
+        result: The audit.
+        may_claim: Whether its tests allow any claim; else a key figure claims nothing either.
+    """
+    found = [
+        _original(result),
+        _worst(result, may_claim=may_claim),
+        _together(result, may_claim=may_claim),
+        _exposed(result),
+        _lists(result),
+    ]
     return [key for key in found if key is not None]
 
 
@@ -200,7 +211,7 @@ def _original(result: AuditResult) -> Key | None:
     return Key("Original alone, AUC", shown.value, shown.interval, says)
 
 
-def _worst(result: AuditResult) -> Key | None:
+def _worst(result: AuditResult, *, may_claim: bool) -> Key | None:
     """The variant with the largest difference to the original, and whether it is one."""
     primary = [
         item
@@ -214,16 +225,16 @@ def _worst(result: AuditResult) -> Key | None:
     most = max(primary, key=lambda item: item.difference.value or 0.0)
     shown = justified(most.difference, signed=True)
     p = f"p {p_value(most.p_adjusted)} (Holm)"
+    less = (most.difference.value or 0.0) < 0
+    claim = f"gives away {'less' if less else 'more'}, " if may_claim else ""
     if not is_finding(most.p_adjusted, result.confidence):
-        says = f"{most.variant}: no difference is shown, {p}"
-    else:
-        less = (most.difference.value or 0.0) < 0
-        says = f"{most.variant}: gives away {'less' if less else 'more'}, {p}"
+        claim = "no difference is shown, "
+    says = f"{most.variant}: {claim}{p}"
     title = "Most leaking variant − original, AUC"
     return Key(title if len(primary) > 1 else "Variant − original, AUC", *shown, says)
 
 
-def _together(result: AuditResult) -> Key | None:
+def _together(result: AuditResult, *, may_claim: bool) -> Key | None:
     """What all versions together, or the only pair that there is, add for whoever holds them."""
     leakage = result.leakage
     if leakage is None:
@@ -245,9 +256,10 @@ def _together(result: AuditResult) -> Key | None:
     one, found = max(asked, key=lambda pair: pair[0].with_reference)
     gain = justified(found.difference, signed=True)
     is_gain = is_finding(found.p_adjusted, result.confidence)
+    claim = ("a gain, " if may_claim else "") if is_gain else "no gain is shown, "
     says = (
         f"over {LESS[found.question]}{', reference held' if one.with_reference else ''}: "
-        f"{'a gain' if is_gain else 'no gain is shown'}, p {p_value(found.p_adjusted)} (Holm)"
+        f"{claim}p {p_value(found.p_adjusted)} (Holm)"
     )
     who = "All versions" if len(one.versions) > 2 else "Both versions"
     return Key(f"{who} together, gain in AUC", *gain, says)
@@ -292,9 +304,9 @@ def _sets(result: AuditResult, releases: Releases, n_versions: int) -> Grid:
     metrics = list(dict.fromkeys([releases.metric, AUC]))
     columns = [
         Column("Published together"),
-        Column("Worst perplexity", "number"),
-        Column("Mean perplexity", "number"),
         *(Column(metric_title(metric), "estimate") for metric in metrics),
+        Column("Mean perplexity", "number"),
+        Column("Worst perplexity", "number"),
     ]
     if releases.bound is not None:
         columns.append(Column("Verdict"))
@@ -313,14 +325,13 @@ def _sets(result: AuditResult, releases: Releases, n_versions: int) -> Grid:
 
 
 def _set(result: AuditResult, releases: Releases, release: Release, metrics: list[str]) -> Row:
+    figures = Figures(release.auc, release.tpr_at_fpr)
     cells = [
         text_cell(holds(result, release.versions)),
-        number_cell(release.perplexity_worst, f"{release.perplexity_worst:.2f}"),
+        *(estimate_cell(figures.of(metric), percent=metric != AUC) for metric in metrics),
         number_cell(release.perplexity_mean, f"{release.perplexity_mean:.2f}"),
+        number_cell(release.perplexity_worst, f"{release.perplexity_worst:.2f}"),
     ]
-    for metric in metrics:
-        found: Estimate = Figures(release.auc, release.tpr_at_fpr).of(metric)
-        cells.append(estimate_cell(found, percent=metric != AUC))
     if releases.bound is not None:
         marks = {"under": "good", "over": "bad", "undecided": "warn"}
         verdict = str(release.verdict)

@@ -36,6 +36,7 @@ LEARNED = {
     "it, scaling and choice of learner included",
     "shadow": "trained on shadow audits: another model's records, no label of this audit",
 }
+FEATURES = {"version": "a version", "pair": "a pair", "lengths": "the record's lengths"}
 CONTROLS = {
     "permuted-labels": "membership drawn anew",
     "original-as-variant": "the original in the place of the variant",
@@ -124,9 +125,7 @@ def _data(result: AuditResult) -> Grid:
         for title, name in counts
     ]
     rows.append(Row([text_cell("Tokens per record: mean"), *(_tokens(side) for side in sides)]))
-    rows.append(
-        Row([text_cell("Median, shortest to longest"), *(_range(side) for side in sides)])
-    )
+    rows.append(Row([text_cell("Median, shortest to longest"), *(_range(side) for side in sides)]))
     columns = [Column("Records"), Column("Members", "number"), Column("Nonmembers", "number")]
     return Grid("data", "What was read and what was audited", columns, rows)
 
@@ -175,12 +174,12 @@ def _data_facts(result: AuditResult) -> list[Fact]:
 def _controls(result: AuditResult, controls: list[Control]) -> Grid:
     columns = [
         Column("Control"),
-        Column("Attack"),
+        Column("Attack", "word"),
         Column("Holds"),
         Column("Learner"),
         Column("Found", "estimate"),
         Column("Must be", "number"),
-        Column("Outcome"),
+        Column("Outcome", "word"),
     ]
     rows = []
     for one in controls:
@@ -206,7 +205,12 @@ def _attacks(result: AuditResult) -> Grid:
     used = dict.fromkeys(result.attacks)
     settings = result.leakage.settings if result.leakage is not None else []
     used.update(dict.fromkeys(one.attack for one in settings))
-    columns = [Column("Attack"), Column("Setting"), Column("What it does"), Column("Source")]
+    columns = [
+        Column("Attack", "word"),
+        Column("Setting", "word"),
+        Column("What it does"),
+        Column("Source"),
+    ]
     rows = []
     for name in used:
         attack = ATTACKS.get(name)
@@ -235,7 +239,9 @@ def _learned(result: AuditResult) -> list[Fact]:
             Fact("Groups", f"{leakage.n_groups:,}; near-duplicates are one and share a fold")
         )
     if leakage.n_features:
-        named = ", ".join(f"{n:,} of {name}" for name, n in leakage.n_features.items())
+        named = ", ".join(
+            f"{n:,} of {FEATURES.get(name, name)}" for name, n in leakage.n_features.items()
+        )
         facts.append(Fact("Features", named))
     if leakage.shadows:
         facts.append(Fact("Shadow audits", ", ".join(leakage.shadows)))
@@ -250,9 +256,9 @@ def _learners(result: AuditResult) -> Grid | None:
         return None
     columns = [
         Column("Holds"),
-        Column("Attack"),
-        Column("Trained"),
-        Column("Reference"),
+        Column("Attack", "word"),
+        Column("Trained", "word"),
+        Column("Reference", "word"),
         Column("Learners, by folds that chose them"),
         Column("Accident of training, %", "number"),
     ]

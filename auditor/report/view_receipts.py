@@ -103,9 +103,7 @@ def _overview_row(result: AuditResult, variant: VariantResult) -> Row:
             number_cell(receipt.bytes_disk, _mib(receipt.bytes_disk)),
             number_cell(receipt.bytes_memory, _mib(receipt.bytes_memory)),
         ]
-    return Row(
-        [text_cell(name), *cells, *perplexity], versions=places(result, [variant.variant])
-    )
+    return Row([text_cell(name), *cells, *perplexity], versions=places(result, [variant.variant]))
 
 
 def _receipt(at: int, variant: VariantResult) -> ReceiptView:

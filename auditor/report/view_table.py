@@ -40,15 +40,15 @@ def figures_grid(result: AuditResult) -> Grid:
     ]
     columns = [
         Column("Holds"),
-        Column("Setting"),
-        Column("Attack"),
-        Column("Trained"),
-        Column("Reference"),
+        Column("Setting", "word"),
+        Column("Attack", "word"),
         Column("AUC", "estimate"),
         *(Column(metric_title(f"tpr@{rate}"), "estimate") for rate in rates),
         Column("Difference in AUC", "estimate"),
         Column("Compared with"),
         Column("p (Holm)", "number"),
+        Column("Trained", "word"),
+        Column("Reference", "word"),
         Column("Balanced accuracy, %", "estimate"),
         Column("Members", "number"),
         Column("Nonmembers", "number"),
@@ -71,16 +71,16 @@ def comparisons_grid(result: AuditResult) -> Grid:
         rows += [_asked(result, item) for item in leakage.comparisons if _has_figure(item)]
     columns = [
         Column("Holds"),
-        Column("Setting"),
-        Column("Attack"),
-        Column("Trained"),
-        Column("Reference"),
+        Column("Setting", "word"),
+        Column("Attack", "word"),
+        Column("Trained", "word"),
+        Column("Reference", "word"),
         Column("Compared with"),
-        Column("Metric"),
+        Column("Metric", "word"),
         Column("Difference", "estimate"),
         Column("p", "number"),
         Column("p (Holm)", "number"),
-        Column("Family"),
+        Column("Family", "word"),
     ]
     every: list[Comparison | LeakageComparison] = [*result.comparisons]
     every += leakage.comparisons if leakage is not None else []
@@ -149,11 +149,18 @@ def _rates(result: AuditResult) -> tuple[list[str], list[str]]:
     return kept, [f"Left out: {reason}." for reason in sorted(filter(None, reasons))]
 
 
-def _figures(found: AttackResult, rates: Sequence[str], difference: list[Cell]) -> list[Cell]:
+def _figures(found: AttackResult, rates: Sequence[str], between: list[Cell]) -> list[Cell]:
+    """The figures of an attacker, in the table's order.
+
+    Args:
+        found: His figures.
+        rates: The rates that are shown.
+        between: What stands between: his difference, and how he attacks.
+    """
     return [
         estimate_cell(found.auc),
         *(estimate_cell(found.tpr_at_fpr.get(rate), percent=True) for rate in rates),
-        *difference,
+        *between,
         estimate_cell(found.balanced_accuracy, percent=True),
         number_cell(found.auc.n_members),
         number_cell(found.auc.n_nonmembers),
@@ -168,11 +175,11 @@ def _blind(result: AuditResult, rates: Sequence[str]) -> list[Row]:
         text_cell(NO_MODEL),
         text_cell("–"),
         text_cell("blind baseline"),
-        text_cell(SUPERVISION["crossfit"]),
-        text_cell("no"),
         estimate_cell(blind.auc),
         *(estimate_cell(blind.tpr_at_fpr.get(rate), percent=True) for rate in rates),
         *_no_difference(),
+        text_cell(SUPERVISION["crossfit"]),
+        text_cell("no"),
         estimate_cell(None, absent="not measured for the blind baseline"),
         number_cell(blind.auc.n_members),
         number_cell(blind.auc.n_nonmembers),
@@ -191,15 +198,16 @@ def _alone(result: AuditResult, rates: Sequence[str]) -> list[Row]:
     for variant in result.variants:
         for attack, figures in variant.attacks.items():
             found = differences.get((variant.variant, attack))
+            between = [
+                *(_difference(result, found) if found else _no_difference()),
+                text_cell(SUPERVISION["none"]),
+                text_cell(_has_reference(attack)),
+            ]
             cells = [
                 text_cell(variant.variant),
                 text_cell("NR"),
                 text_cell(attack),
-                text_cell(SUPERVISION["none"]),
-                text_cell(_has_reference(attack)),
-                *_figures(
-                    figures, rates, _difference(result, found) if found else _no_difference()
-                ),
+                *_figures(figures, rates, between),
             ]
             rows.append(
                 Row(
@@ -238,9 +246,15 @@ def _setting(result: AuditResult, one: SettingResult, rates: Sequence[str]) -> R
         text_cell(holds(result, one.versions)),
         text_cell(one.setting),
         text_cell(one.attack),
-        text_cell(SUPERVISION[one.supervision]),
-        text_cell("yes" if one.with_reference else "no"),
-        *_figures(one.figures, rates, gain),
+        *_figures(
+            one.figures,
+            rates,
+            [
+                *gain,
+                text_cell(SUPERVISION[one.supervision]),
+                text_cell("yes" if one.with_reference else "no"),
+            ],
+        ),
     ]
     return Row(
         cells,

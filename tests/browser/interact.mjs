@@ -65,15 +65,13 @@ async function point(page) {
     const mark = box.locator(".mark").first();
     if (!(await mark.count())) continue;
     const figure = await box.evaluate((one) => one.querySelector("title").textContent);
-    const note = await mark.getAttribute("data-note");
     await mark.scrollIntoViewIfNeeded();
-    // Where the mark is really drawn: the middle of a line's frame may be empty.
-    const spot = await mark.evaluate((one) => {
-      const inside = one.querySelector("path, use, circle, rect") ?? one;
-      const drawn = inside.getTotalLength?.() ? inside.getPointAtLength(inside.getTotalLength() / 2).matrixTransform(inside.getScreenCTM()) : null;
-      const frame = one.getBoundingClientRect();
-      return drawn ? { x: drawn.x, y: drawn.y } : { x: frame.x + frame.width / 2, y: frame.y + frame.height / 2 };
-    });
+    // Scrolling is told a frame later, and hides what is said.
+    await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
+    const frame = await mark.boundingBox();
+    const spot = { x: frame.x + frame.width / 2, y: frame.y + frame.height / 2 };
+    // Another mark may lie over it.
+    const note = await page.evaluate(({ x, y }) => document.elementFromPoint(x, y)?.closest(".mark")?.dataset.note ?? null, spot);
     await page.mouse.move(0, 0);
     await page.mouse.move(spot.x, spot.y);
     const tip = page.locator("#tip");

@@ -27,6 +27,16 @@ export function overflow(narrow) {
     .filter((one) => one.getBoundingClientRect().right > root.clientWidth + 1)
     .filter((one) => getComputedStyle(one).position !== "fixed" && !one.closest("svg svg, svg *"))
     .filter((one) => !boxed(one) && !broad(one));
+  // A word that cannot be broken leaves its element without widening it.
+  const words = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const range = document.createRange();
+  while (words.nextNode()) {
+    const within = words.currentNode.parentElement;
+    range.selectNodeContents(words.currentNode);
+    const right = Math.max(0, ...[...range.getClientRects()].map((box) => box.right));
+    const counts = right > root.clientWidth + 1 && getComputedStyle(within).position !== "fixed";
+    if (counts && !within.closest("svg, #tip") && !boxed(within) && getComputedStyle(within).overflowX === "visible" && !broad(within)) wide.push(within);
+  }
   const by = narrow ? 0 : root.scrollWidth - root.clientWidth;
   return by > 0 || wide.length ? [`${by} px`, ...wide.slice(0, 5).map(name)] : [];
 }

@@ -105,18 +105,19 @@ class Curves:
     def __init__(self, finished: Finished) -> None:
         self.finished = finished
         self.sources = find_sources(finished)
+        self._config = finished.config
         self._made: dict[Source, Curve] = {}
 
     def of(self, source: Source) -> Curve:
         """Its ROC curve with a band; records without a signal are left out."""
         if source not in self._made:
-            config, seen = self.finished.config, np.isfinite(source.signal)
+            seen = np.isfinite(source.signal)
             self._made[source] = roc_curve(
                 source.signal[seen & self.finished.is_member],
                 source.signal[seen & ~self.finished.is_member],
                 confidence=self.finished.result.confidence,
-                draws=config.bootstrap,
-                seed=config.seed,
+                draws=self._config.bootstrap,
+                seed=self._config.seed,
                 inflation=source.inflation,
             )
         return self._made[source]

@@ -12,6 +12,7 @@ import io
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from matplotlib.artist import Artist
@@ -121,12 +122,7 @@ def _tree(drawing: Drawing, *, unseen: bool) -> ET.Element:
         drawing: The figure.
         unseen: Whether to keep what is not seen: for a page, whose background is its own.
     """
-    written = io.StringIO()
-    with plain_style():
-        FigureCanvasSVG(drawing.figure).print_figure(
-            written, format="svg", dpi=DOTS, metadata={"Date": None, "Creator": None}
-        )
-    root = ET.fromstring(written.getvalue())
+    root = ET.fromstring(_rendered(drawing.figure))
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         if (target := element.attrib.pop(f"{{{XLINK}}}href", None)) is not None:
@@ -147,6 +143,17 @@ def _tree(drawing: Drawing, *, unseen: bool) -> ET.Element:
         _clean(element)
     _drop_ids(root, keep)
     return root
+
+
+@lru_cache(maxsize=64)
+def _rendered(figure: Figure) -> str:
+    """What matplotlib writes; file and page need it both, and it is most of the work."""
+    written = io.StringIO()
+    with plain_style():
+        FigureCanvasSVG(figure).print_figure(
+            written, format="svg", dpi=DOTS, metadata={"Date": None, "Creator": None}
+        )
+    return written.getvalue()
 
 
 def _clean(element: ET.Element) -> None:

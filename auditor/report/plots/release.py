@@ -46,7 +46,7 @@ MOST_NOTED = 64
 MOST_INTERVALS = 8
 QUIET = 4.0
 LOGARITHMIC = 3.0  # how many times the smallest perplexity the largest must be
-LABEL_ROOM: dict[Width, float] = {"wide": 236, "narrow": 168}
+LABEL_ROOM: dict[Width, float] = {"wide": 300, "narrow": 168}
 ROLES: tuple[Role, ...] = ("advised", "gate", "original", "all", "single")
 
 

@@ -22,6 +22,7 @@ from auditor.report.plots.canvas import (
     name_axes,
     new_axes,
     new_figure,
+    plain,
     plain_style,
     sample,
     shortened,
@@ -124,7 +125,7 @@ def draw_roc_of(curves: Curves, variant: str, *, at: int) -> Drawing:
     notes = _plot(axes, entries, curves)
     return Drawing(
         name=f"roc-{at}-{slug(variant)}",
-        title=f"ROC curves: {variant}",
+        title=f"ROC curves: {plain(variant)}",
         description=_described(entries, curves),
         figure=figure,
         notes=notes,
@@ -143,7 +144,8 @@ def _whole(curves: Curves) -> list[Entry]:
     ):
         if found is None:
             continue
-        name = found.versions[-1] if word == "variant" else f"original + {found.versions[-1]}"
+        last = plain(found.versions[-1])
+        name = last if word == "variant" else f"original + {last}"
         title = f"most leaking {word}" if len(of) > 1 else word
         choice = (f"largest AUC of {len(of)}",) if len(of) > 1 else ()
         entries.append(Entry(found, title, (name, *choice), band=word == "variant"))

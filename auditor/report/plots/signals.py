@@ -17,6 +17,7 @@ from auditor.report.plots.canvas import (
     name_axes,
     new_axes,
     new_figure,
+    plain,
     sample,
     tone,
     write,
@@ -135,7 +136,7 @@ def draw_signals(finished: Finished) -> dict[str, Drawing]:
 
 
 def _drawn(finished: Finished, spreads: Spreads, name: str, *, at: int, most: float) -> Drawing:
-    found = spreads.of[name]
+    found, words = spreads.of[name], plain(name)
     figure = new_figure("narrow", HEIGHT)
     left, height, width = AXES
     axes = new_axes(figure, left=left, top=TOP, width=width, height=height)
@@ -150,7 +151,7 @@ def _drawn(finished: Finished, spreads: Spreads, name: str, *, at: int, most: fl
         _steps(axes, spreads.edges, shares, colour)
         gid = f"median-{colour}"
         _median(axes, median, colour, gid)
-        notes[gid] = f"{name}: median of {n:,} {word}: {_figure(median)}"
+        notes[gid] = f"{words}: median of {n:,} {word}: {_figure(median)}"
         line = 16 + 16 * place
         _swatch(figure, colour, line)
         write(figure, (44, line), f"{n:,} {word}")
@@ -160,9 +161,9 @@ def _drawn(finished: Finished, spreads: Spreads, name: str, *, at: int, most: fl
     auc = f", AUC {interval(result.auc)}" if result is not None else ""
     return Drawing(
         name=f"signals-{at}-{slug(name)}",
-        title=f"Signal of {spreads.attack}: {name}",
+        title=f"Signal of {spreads.attack}: {words}",
         description=(
-            f"Distribution of {spreads.attack} under {name}: median {found.median_member:.3g} of "
+            f"Distribution of {spreads.attack} under {words}: median {found.median_member:.3g} of "
             f"members, {found.median_nonmember:.3g} of nonmembers{auc}; "
             f"{sides(found.n_members, found.n_nonmembers)}. The outermost bins hold what lies "
             "beyond."

@@ -57,6 +57,11 @@ class Column:
     title: str
     kind: str = "text"
 
+    @property
+    def sorts_as(self) -> str:
+        """How it is sorted and copied: text, number or estimate."""
+        return "text" if self.kind == "word" else self.kind
+
 
 @dataclass(frozen=True)
 class Row:

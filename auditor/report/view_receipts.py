@@ -118,8 +118,8 @@ def _receipt(at: int, variant: VariantResult) -> ReceiptView:
         status=status,
         facts=_facts(variant, receipt),
         notes=[*receipt.repairs, *receipt.notes],
-        modules=_modules(at, receipt.compressed) if receipt.compressed else None,
-        skipped=_skipped(at, receipt.skipped) if receipt.skipped else None,
+        modules=_modules(at, variant.variant, receipt.compressed) if receipt.compressed else None,
+        skipped=_skipped(at, variant.variant, receipt.skipped) if receipt.skipped else None,
     )
 
 
@@ -167,7 +167,7 @@ def _facts(variant: VariantResult, receipt: Receipt) -> list[Fact]:
     return facts
 
 
-def _modules(at: int, compressed: Sequence[Compressed]) -> Grid:
+def _modules(at: int, name: str, compressed: Sequence[Compressed]) -> Grid:
     """The modules that differ in nothing but numbers as one row: a layer is like the next."""
     kinds: dict[tuple[str, str], list[Compressed]] = {}
     for module in compressed:
@@ -181,8 +181,8 @@ def _modules(at: int, compressed: Sequence[Compressed]) -> Grid:
         Column("Zeros, %", "number"),
         Column("Relative error"),
     ]
-    rows = [_module_row(name, kind, found) for (name, kind), found in kinds.items()]
-    caption = f"Compressed: {plural(len(compressed), 'module')}"
+    rows = [_module_row(part, kind, found) for (part, kind), found in kinds.items()]
+    caption = f"{name}: compressed, {plural(len(compressed), 'module')}"
     notes = _found_in(compressed)
     return Grid(f"modules-{at}", caption, columns, rows, notes)
 
@@ -218,20 +218,20 @@ def _found_in(compressed: Sequence[Compressed]) -> list[str]:
     return notes
 
 
-def _skipped(at: int, skipped: Sequence[Skipped]) -> Grid:
+def _skipped(at: int, name: str, skipped: Sequence[Skipped]) -> Grid:
     kinds: dict[tuple[str, str], list[Skipped]] = {}
     for module in skipped:
         kinds.setdefault((pattern(module.module), module.reason), []).append(module)
     rows = [
         Row(
             [
-                text_cell(name),
+                text_cell(part),
                 text_cell(reason),
                 number_cell(len(found)),
                 number_cell(sum(module.n_parameters for module in found)),
             ]
         )
-        for (name, reason), found in kinds.items()
+        for (part, reason), found in kinds.items()
     ]
     columns = [
         Column("Modules"),
@@ -239,7 +239,7 @@ def _skipped(at: int, skipped: Sequence[Skipped]) -> Grid:
         Column("Count", "number"),
         Column("Parameters", "number"),
     ]
-    caption = f"Left alone: {plural(len(skipped), 'module')}"
+    caption = f"{name}: left alone, {plural(len(skipped), 'module')}"
     return Grid(f"skipped-{at}", caption, columns, rows)
 
 

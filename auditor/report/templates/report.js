@@ -67,10 +67,9 @@
   };
   // A spreadsheet would run a text that begins like a formula.
   const quoted = (text) => `"${(/^[\s]*[=+\-@|%]/.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
-  const isText = (kind) => kind === "text" || kind === "word";
   const words = (cell) => cell.textContent.trim().replace(/\s+/g, " ");
   const fields = (cell, kind) => {
-    if (isText(kind)) return [quoted(words(cell))];
+    if (kind === "text") return [quoted(words(cell))];
     const numbers = kind === "number" ? ["value"] : ["value", "low", "high"];
     return numbers.map((name) => cell.dataset[name] ?? "");
   };
@@ -81,7 +80,7 @@
       const title = words(head);
       // What is shown in percent is copied as the share that it is.
       const plain = title.replace(/, (%|points)$/, "");
-      return kinds[at] === "estimate" ? [plain, `${plain} low`, `${plain} high`] : [isText(kinds[at]) ? title : plain];
+      return kinds[at] === "estimate" ? [plain, `${plain} low`, `${plain} high`] : [kinds[at] === "text" ? title : plain];
     });
     const rows = all("tbody tr", table).filter((row) => !row.hidden);
     const lines = rows.map((row) => [...row.cells].flatMap((cell, at) => fields(cell, kinds[at])).join(","));
@@ -114,7 +113,7 @@
 
   // --- sorting: numbers by what they are, absent ones last, equal ones as they stood
   const key = (cell, kind) => {
-    if (isText(kind)) return words(cell);
+    if (kind === "text") return words(cell);
     return "value" in cell.dataset ? Number(cell.dataset.value) : NaN;
   };
   all("table[data-sort]").forEach((table) => {
@@ -123,16 +122,16 @@
       const press = make("button", { type: "button" }, ...head.childNodes);
       head.append(press);
       press.addEventListener("click", () => {
-        const isWords = isText(head.dataset.kind);
-        const first = isWords ? "ascending" : "descending";
-        const other = isWords ? "descending" : "ascending";
+        const isText = head.dataset.kind === "text";
+        const first = isText ? "ascending" : "descending";
+        const other = isText ? "descending" : "ascending";
         const order = head.getAttribute("aria-sort") === first ? other : first;
         heads.forEach((one) => one.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", order);
         const sign = order === "ascending" ? 1 : -1;
         const rows = all("tbody tr", table).map((row) => [key(row.cells[at], head.dataset.kind), row]);
         rows.sort(([one], [two]) => {
-          if (isWords) return sign * one.localeCompare(two);
+          if (isText) return sign * one.localeCompare(two);
           return Number.isNaN(one) - Number.isNaN(two) || sign * (one - two) || 0;
         });
         table.tBodies[0].append(...rows.map(([, row]) => row));

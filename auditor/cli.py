@@ -112,7 +112,7 @@ def demo(
     seed: int = 0,
     display: DisplayKind = "rich",
 ) -> None:
-    """Train a small model on invented clinic letters on the spot, then audit it.
+    """Train a small model on invented clinic letters on the spot, audit it, write the report.
 
     Parameters
     ----------
@@ -133,6 +133,7 @@ def demo(
 
     make_target(output_path / "target", seed=seed, tell=_teller(display))
     _audit_and_show(config, display)
+    _report_and_show(output_path, kind="html", out=None)
 
 
 @app.command

@@ -35,13 +35,28 @@ class Picture:
 
     Attributes:
         title: What it shows.
+        caption: How it is read.
         wide: For a desk and for paper.
         narrow: For a phone.
     """
 
     title: str
+    caption: str
     wide: Markup
     narrow: Markup
+
+
+LESS = "further down is less leakage, further left better text. Lines are intervals of the leakage."
+SETS = f"Each point is a set of versions published together; {LESS}"
+ALONE = f"Each point is one version; {LESS}"
+ROC = (
+    "How many members are found (up) at how many false alarms (right), both on logarithmic axes "
+    "from one nonmember on. On the diagonal an attacker guesses."
+)
+FOREST = (
+    "Every difference is taken on the same records. An interval that crosses zero shows no "
+    "difference; what is filled is left after Holm's correction."
+)
 
 
 @dataclass(frozen=True)
@@ -115,12 +130,17 @@ def page_view(finished: Finished, drawings: "Drawings") -> Page:
     """
     result = finished.result
     top = head(result)
-    release, forest = _picture(drawings.release), _picture(drawings.forest)
     releases = releases_view(result)
+    release = _picture(drawings.release, SETS if releases is not None else ALONE)
+    forest = _picture(drawings.forest, FOREST)
     tokens = tokens_view(result)
     sections = [
         ("answer", "Answer", True),
-        ("release", "What to publish", release is not None or releases is not None),
+        (
+            "release",
+            "Leakage and utility" if releases is None else "What to publish",
+            release is not None or releases is not None,
+        ),
         ("roc", "ROC curves", True),
         ("differences", "Differences", forest is not None),
         ("numbers", "All numbers", True),
@@ -129,7 +149,7 @@ def page_view(finished: Finished, drawings: "Drawings") -> Page:
         ("receipts", "Receipts", True),
         ("method", "How it was done", True),
     ]
-    roc = Picture(drawings.roc.title, _svg(drawings.roc), _svg(drawings.roc_narrow))
+    wide, narrow = drawings.roc, drawings.roc_narrow
     return Page(
         title=f"compleak-llm: {readable(top.name)}",
         head=top,
@@ -137,7 +157,7 @@ def page_view(finished: Finished, drawings: "Drawings") -> Page:
         answer=answer_view(result),
         release=release,
         releases=releases,
-        roc=roc,
+        roc=Picture(wide.title, ROC, _svg(wide), _svg(narrow)),
         roc_of=_multiples(finished, drawings.roc_of),
         forest=forest,
         figures=figures_grid(result),
@@ -153,11 +173,11 @@ def page_view(finished: Finished, drawings: "Drawings") -> Page:
     )
 
 
-def _picture(drawings: Sequence[Drawing]) -> Picture | None:
+def _picture(drawings: Sequence[Drawing], caption: str) -> Picture | None:
     if not drawings:
         return None
     wide, narrow = drawings
-    return Picture(wide.title, _svg(wide), _svg(narrow))
+    return Picture(wide.title, caption, _svg(wide), _svg(narrow))
 
 
 def _multiples(finished: Finished, drawings: Mapping[str, Drawing]) -> list[Multiple]:

@@ -45,7 +45,7 @@ def releases_of(finished: Finished) -> Releases:
     return finished.result.leakage.releases
 
 
-def with_releases(finished: Finished, **changes: Any) -> Finished:  # noqa: ANN401
+def with_releases(finished: Finished, **changes: Any) -> Finished:
     """The same audit with another judgement of its sets."""
     assert finished.result.leakage is not None
     releases = releases_of(finished).model_copy(update=changes)
@@ -101,7 +101,7 @@ def test_no_set_lies_below_and_left_of_the_edge(finished: Finished) -> None:
     corners = lower_edge(picture, 1e9)
     for (x0, y0), (x1, y1) in pairwise(corners):
         assert (x0 == x1 and y1 < y0) or (y0 == y1 and x0 <= x1)
-    on_it = {corner for corner in corners}
+    on_it = set(corners)
     for point in picture.points:
         beaten = [
             other
@@ -128,7 +128,9 @@ def test_the_advised_set_is_the_first_that_is_under_the_bound(finished: Finished
         assert any(text.startswith("advised: ") for text in words)
         assert any(text.startswith("bound: at most ") for text in words)
         assert any(text.startswith("to be released: ") for text in words)
-        levels = [line.get_ydata()[0] for line in axes_of(drawing).lines if len(line.get_ydata()) == 2]
+        levels = [
+            line.get_ydata()[0] for line in axes_of(drawing).lines if len(line.get_ydata()) == 2
+        ]
         assert judged.bound is not None and judged.bound.at_most in levels
 
 
@@ -222,7 +224,9 @@ def test_no_text_lies_on_another_or_leaves_its_figure(finished: Finished, many: 
         assert len(boxes) > 8
         page = drawing.figure.bbox
         for text, box in boxes:
-            inside = page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
+            inside = (
+                page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
+            )
             assert inside, (drawing.name, drawing.width, text)
         for (first, one), (second, other) in combinations(boxes, 2):
             assert not _meet(one, other), (drawing.name, drawing.width, first, second)
@@ -251,7 +255,9 @@ def test_no_name_covers_a_mark_of_the_frontier(largest: Finished, many: Drawings
 
 @given(
     st.lists(
-        st.tuples(st.text("abcdefgh", min_size=1, max_size=30), st.floats(0, 600), st.floats(0, 300)),
+        st.tuples(
+            st.text("abcdefgh", min_size=1, max_size=30), st.floats(0, 600), st.floats(0, 300)
+        ),
         max_size=14,
     )
 )

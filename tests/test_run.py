@@ -203,7 +203,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (shutil.rmtree, "it does not exist"),
     "empty": (lambda f: (shutil.rmtree(f), f.mkdir()), "there is no audit.json"),
     "file": (lambda f: (shutil.rmtree(f), f.write_text("x")), "it is a file"),
-    "schema": (lambda f: edit_result(f, lambda c: c.update(schema_version="2")), "schema version '2'"),
+    "schema": (
+        lambda f: edit_result(f, lambda c: c.update(schema_version="2")),
+        "schema version '2'",
+    ),
     "not JSON": (lambda f: (f / "audit.json").write_text("{"), "by this version"),
     "old": (lambda f: edit_result(f, lambda c: c.pop("stored")), "an earlier version"),
     "configuration": (

@@ -117,9 +117,12 @@ def _run(command: list[str]) -> str:
     with process:
         try:
             _, said = process.communicate(timeout=TIMEOUT_S)
-        except subprocess.TimeoutExpired as error:
+        except BaseException as error:
+            # Whoever interrupts this interrupts the browser too, which is in a session of its own.
             os.killpg(process.pid, signal.SIGKILL)
-            raise _failed(Path(command[0]), f"nothing after {TIMEOUT_S} s") from error
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise _failed(Path(command[0]), f"nothing after {TIMEOUT_S} s") from error
+            raise
     lines = [line for line in said.splitlines() if line.strip()]
     return lines[-1][:200] if lines else ""
 

@@ -127,8 +127,9 @@ def _environment() -> Environment:
     """Templates in which everything that is not marked as markup is text that can be read."""
 
     def shown(value: object) -> object:
-        is_text = isinstance(value, str) and not isinstance(value, Markup)
-        return readable(value) if is_text else value
+        if isinstance(value, str) and not isinstance(value, Markup):
+            return readable(value)
+        return value
 
     environment = Environment(
         loader=FunctionLoader(_source),

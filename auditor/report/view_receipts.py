@@ -140,7 +140,8 @@ def _facts(variant: VariantResult, receipt: Receipt) -> list[Fact]:
     else:
         facts.append(Fact("Parameters", f"{receipt.n_parameters:,}, none compressed"))
     if receipt.skipped:
-        n_left = sum(module.n_parameters for module in receipt.skipped)
+        # Not the sum over modules: a head that is tied to the embedding is the same weights.
+        n_left = receipt.n_parameters - receipt.n_compressed
         reasons = dict.fromkeys(module.reason for module in receipt.skipped)
         facts.append(Fact("Left alone", f"{n_left:,} parameters: {'; '.join(reasons)}"))
     facts += [

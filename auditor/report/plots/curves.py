@@ -17,6 +17,7 @@ from auditor.results import Estimate, SettingResult
 from auditor.scoring.scores import Float64
 from auditor.stats.curves import Curve, roc_curve
 
+DRAWS = 2000  # of a band, where the configuration is one of another version
 LEARNED = ("single", "paired", "combined")
 # What a curve stands for: also the name of its colour.
 Kind = Literal["original", "variant", "pair", "together", "blind"]
@@ -105,7 +106,7 @@ class Curves:
     def __init__(self, finished: Finished) -> None:
         self.finished = finished
         self.sources = find_sources(finished)
-        self._config = finished.config
+        self._config = finished.result.config
         self._made: dict[Source, Curve] = {}
 
     def of(self, source: Source) -> Curve:
@@ -116,8 +117,8 @@ class Curves:
                 source.signal[seen & self.finished.is_member],
                 source.signal[seen & ~self.finished.is_member],
                 confidence=self.finished.result.confidence,
-                draws=self._config.bootstrap,
-                seed=self._config.seed,
+                draws=int(self._config.get("bootstrap", DRAWS)),
+                seed=int(self._config.get("seed", 0)),
                 inflation=source.inflation,
             )
         return self._made[source]

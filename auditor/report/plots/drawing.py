@@ -193,6 +193,8 @@ def _drop_ids(root: ET.Element, keep: set[str]) -> None:
 
 def _mark(root: ET.Element, notes: dict[str, str]) -> None:
     """Give every mark its note; a mark that is not seen becomes one circle."""
+    # A marker is defined where it stands first, and later ones of its shape point there.
+    shapes = {f"#{path.get('id')}": path.get("d", "0") for path in root.iter("path")}
     for element in root.iter():
         gid = element.get("id", "")
         if gid not in notes:
@@ -201,7 +203,7 @@ def _mark(root: ET.Element, notes: dict[str, str]) -> None:
         classes = "mark"
         if gid.startswith(SPOT):
             classes = "mark spot"
-            _as_circle(element)
+            _as_circle(element, shapes)
         element.set("class", classes)
         element.set("data-note", note)
         title = ET.Element("title")
@@ -209,13 +211,13 @@ def _mark(root: ET.Element, notes: dict[str, str]) -> None:
         element.insert(0, title)
 
 
-def _as_circle(element: ET.Element) -> None:
+def _as_circle(element: ET.Element, shapes: dict[str, str]) -> None:
     """One circle in the place of a marker's definition and its use."""
     use = element.find(".//use")
-    path = element.find(".//path")
-    if use is None or path is None:
+    if use is None:
         return
-    reach = max(abs(float(number)) for number in re.findall(r"-?[\d.]+", path.get("d", "0")))
+    outline = shapes.get(use.get("href", ""), "0")
+    reach = max(abs(float(number)) for number in re.findall(r"-?[\d.]+", outline))
     fill = COLOUR.search(use.get("style", ""))
     for child in list(element):
         element.remove(child)

@@ -38,6 +38,7 @@ SIZES = {"NR": 7.5, "SR": 6.4, "MR": 6.8}
 # Base lines: from a heading to its first row, from row to row, and to the next heading.
 STEPS: dict[Width, tuple[float, float, float]] = {"wide": (21, 20, 30), "narrow": (20, 33, 40)}
 HEAD, FOOT = 40.0, 62.0
+REFERENCE_HELD = " (R)"
 LABELS, FIGURES = 262, 254  # columns of the wide form, in pixels
 
 
@@ -89,7 +90,7 @@ def find_blocks(result: AuditResult) -> list[Block]:
             if (item.variant, item.attack, item.metric) == (name, result.primary_attack, "auc")
         ]
         rows += [
-            _question(item, "SR", f"pair over {LESS[item.question]}", result)
+            _question(item, "SR", f"pair over {_less(item)}", result)
             for item in asked
             if item.versions[1:] == [name] and item.question in _SR
         ]
@@ -97,7 +98,7 @@ def find_blocks(result: AuditResult) -> list[Block]:
         if rows:
             blocks.append(Block(plain(name), rows))
     together = [
-        _question(item, "MR", f"{_held(item)} over {LESS[item.question]}", result)
+        _question(item, "MR", f"{_held(item)} over {_less(item)}", result)
         for item in asked
         if item.question in _MR and item.difference.value is not None
     ]
@@ -105,14 +106,14 @@ def find_blocks(result: AuditResult) -> list[Block]:
 
 
 _SR = ("SR over NR", "SR over original and reference", "compression over noise")
+_SECONDARY = ("variants over original", "compression over noise")
 _MR = ("MR over SR", "MR over original and reference", "variants over original")
 
 
 def _asked(result: AuditResult) -> list[LeakageComparison]:
-    """Questions about the AUC under the first supervision; beside the reference where there is one.
+    """Questions about the AUC under the first supervision: all that can make a claim.
 
-    As in the terminal, what SR adds to the better of two versions alone gives way to what it adds
-    to the original where the attackers hold the reference.
+    What is asked a second time without the reference, where there is one, is in the table.
     """
     leakage = result.leakage
     if leakage is None or not leakage.supervision:
@@ -125,7 +126,8 @@ def _asked(result: AuditResult) -> list[LeakageComparison]:
     return [
         item
         for item in found
-        if item.with_reference == beside and not (beside and item.question == "SR over NR")
+        if item.family == "primary"
+        or (item.with_reference == beside and item.question in _SECONDARY)
     ]
 
 
@@ -136,11 +138,17 @@ def _alone(item: Comparison, result: AuditResult) -> Row:
 
 def _question(item: LeakageComparison, setting: str, label: str, result: AuditResult) -> Row:
     is_left = _is_left(item.p_adjusted, result)
+    label += REFERENCE_HELD if item.with_reference else ""
     return Row(setting, label, item.difference, item.p_adjusted, is_left)
 
 
 def _is_left(p_adjusted: float | None, result: AuditResult) -> bool:
     return p_adjusted is not None and p_adjusted < 1 - result.confidence
+
+
+def _less(item: LeakageComparison) -> str:
+    """What must be beaten, in few words."""
+    return "the better alone" if item.question == "SR over NR" else LESS[item.question]
 
 
 def _held(item: LeakageComparison) -> str:
@@ -286,8 +294,9 @@ def _labels(figure: Figure, row: Row, line: float, width: Width) -> None:
 def _note(block: Block, row: Row) -> str:
     kept = "left" if row.is_left else "not left"
     counts = sides(row.found.n_members, row.found.n_nonmembers)
+    label = row.label.replace(REFERENCE_HELD, ", both with the reference")
     return (
-        f"{block.heading}: {row.setting} {row.label}: difference in AUC "
+        f"{block.heading}: {row.setting} {label}: difference in AUC "
         f"{_number(row.found)}, p {p_value(row.p_adjusted)}, {kept} after Holm's "
         f"correction; {counts}"
     )
@@ -299,7 +308,7 @@ def _footnotes(result: AuditResult, width: Width) -> list[str]:
     if asked:
         lines[1] += ", SR and MR: one-sided, of no gain"
     if any(item.with_reference for item in asked):
-        lines.append("all attackers of SR and MR hold the reference")
+        lines.append(f"{REFERENCE_HELD.strip()}: both attackers hold the reference too")
     return ["; ".join(lines[:2]), *lines[2:]] if width == "wide" else lines
 
 

@@ -234,7 +234,7 @@ def _legend_lines(entry: Entry, curves: Curves) -> list[str]:
 def _footnotes(curves: Curves) -> list[str]:
     level = f"{100 * curves.finished.result.confidence:g}%"
     original = curves.sources.original
-    lines = [f"bands and intervals at {level}"]
+    lines = [f"{level} intervals; bands where above 0"]
     return [*lines, f"attack: {_attack(original)}"] if original is not None else lines
 
 
@@ -257,11 +257,9 @@ def _plot(axes: Axes, entries: list[Entry], curves: Curves) -> dict[str, str]:
         kind, curve = entry.source.kind, curves.of(entry.source)
         weight, dashes = LINES[kind]
         # A logarithmic axis has no place for 0: it is drawn below the axis' end.
-        tpr, low, high = (np.maximum(y, floor / 10) for y in (curve.tpr, curve.low, curve.high))
+        tpr = np.maximum(curve.tpr, floor / 10)
         if entry.band:
-            axes.fill_between(
-                curve.fpr, low, high, color=tone(kind), alpha=BAND, linewidth=0, zorder=1
-            )
+            _band(axes, curve, kind)
         (line,) = axes.plot(
             curve.fpr, tpr, color=tone(kind), linewidth=weight, label=kind, zorder=4
         )
@@ -270,6 +268,16 @@ def _plot(axes: Axes, entries: list[Entry], curves: Curves) -> dict[str, str]:
         notes |= _spots(axes, entry, curve, floor)
         notes |= _headline(axes, entry, rate, floor)
     return notes
+
+
+def _band(axes: Axes, curve: Curve, kind: Kind) -> None:
+    """The band, from the rate on at which its lower end leaves 0.
+
+    Before, so few nonmembers decide that the band would be a wall down to the end of the axis.
+    """
+    begin = int(np.argmax(curve.low > 0))
+    x, low, high = (values[begin:] for values in (curve.fpr, curve.low, curve.high))
+    axes.fill_between(x, low, high, color=tone(kind), alpha=BAND, linewidth=0, zorder=1)
 
 
 def _spots(axes: Axes, entry: Entry, curve: Curve, floor: float) -> dict[str, str]:

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, example, given, reject, settings
+from hypothesis import HealthCheck, assume, example, given, reject, settings
 from hypothesis import strategies as st
 
 from auditor.card.placing import must_be_file, place
@@ -48,7 +48,7 @@ def test_a_section_is_added_at_the_end_of_any_text(text: str) -> None:
     assert with_section(PATH, added, SECTION) == added
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(above=texts(), below=texts(), old=texts(), end=NEWLINES, indent=st.sampled_from(["", "  "]))
 def test_all_around_the_markers_stays(
     above: str, below: str, old: str, end: str, indent: str

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from auditor import AuditResult
 from auditor.cli import main
+from auditor.report.answer import answer
 from auditor.report.figures import interval, p_value
 from auditor.report.leakage import LESS
 from auditor.report.progress import Plain, Rich, Silent
@@ -319,3 +320,63 @@ def test_names_of_attackers_are_text_and_not_markup(done: AuditResult) -> None:
     for width in (60, 120, 160):
         part = everyone(printed(renamed(done, name), width))
         assert part.count(name) == 2
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_answer_stands_below_the_tables_and_is_said_once(done: AuditResult, width: int) -> None:
+    text = printed(done, width)
+    lines = " ".join(text.split())
+    found = answer(done)
+    places = [lines.index("controls: "), lines.index(found.headline)]
+    for sentence in found.sentences:
+        assert lines.count(sentence) == 1
+        places.append(lines.index(sentence))
+    output = str(done.config["output_path"])
+    folded = "".join(text.split())
+    places.append(lines.index("results in"))
+    assert places == sorted(places)
+    assert folded.endswith(f"compleak-llmreport{output}makesthepagetolookat")
+    assert "…" not in text
+
+
+def test_a_folder_with_a_space_is_quoted_in_the_hint(done: AuditResult) -> None:
+    result = done.model_copy(update={"config": {**done.config, "output_path": "my runs/a"}})
+    assert "compleak-llm report 'my runs/a' makes the page" in printed(result, 140)
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_gain_without_the_reference_is_shown_beside_the_rest(
+    done: AuditResult, width: int
+) -> None:
+    leakage = leakage_of(done)
+    title = "where a gain is found without the reference, holding:"
+    assert title not in printed(done, width)
+    shown = estimate(0.0412, 0.0313)
+    comparisons = [
+        item.model_copy(update={"difference": shown, "p_adjusted": 0.0123})
+        if item.question == "SR over NR" and not item.with_reference and item.metric == "auc"
+        else item
+        for item in leakage.comparisons
+    ]
+    text = printed(changed(done, comparisons=comparisons), width)
+    found = text[text.index(title) : text.index("learned attacks, intervals")]
+    assert found.count("SR  original and") == 2
+    assert found.count("0.012 *") == 2
+    assert "MR" not in found
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_nothing_is_no_little_less_than_nothing() -> None:
+    assert interval(estimate(-0.0001, 0.0002), signed=True) == "0.000 [0.000, 0.000]"
+    assert interval(estimate(-0.0001, 0.004), signed=True) == "0.000 [-0.004, +0.004]"
+
+
+def estimate(value: float, reach: float) -> Estimate:
+    return Estimate(
+        value=value,
+        low=value - reach,
+        high=value + reach,
+        n_members=9,
+        n_nonmembers=9,
+        method="",
+    )

@@ -18,6 +18,8 @@ from auditor.report.command import repeat_command
 from auditor.report.figures import headline_rate, p_value
 from auditor.report.leakage import LESS
 from auditor.report.plain import printable
+from auditor.report.plots.forest import find_blocks
+from auditor.report.plots.sets import find_picture
 from auditor.report.terminal import what_was_done
 from auditor.report.view import (
     Column,
@@ -86,7 +88,9 @@ def render_markdown(finished: Finished) -> str:
         finished: The audit.
     """
     result = finished.result
+    picture = find_picture(finished)
     parts = _parts(result)
+    parts["has_release"] = picture is not None and bool(picture.points)
     text = ""
     for n in range(len(DROPPED) + 1):
         gone = dict.fromkeys(DROPPED[:n])
@@ -104,7 +108,6 @@ def _parts(result: AuditResult) -> dict[str, Any]:
     loud = [notice for notice in told if notice.severity in ALERTS][:MOST_NOTICES]
     releases = releases_view(result)
     leakage = result.leakage
-    compared = any(item.difference.value is not None for item in result.comparisons)
     return {
         "name": short_name(result.model.name),
         "alerts": [
@@ -119,8 +122,7 @@ def _parts(result: AuditResult) -> dict[str, Any]:
         "attackers": _or_none(_attackers(result)),
         "gate": releases.gate if releases is not None else "",
         "sets": table(releases.sets) if releases is not None else None,
-        "has_releases": releases is not None and bool(releases.sets.rows),
-        "has_comparisons": compared,
+        "has_forest": bool(find_blocks(result)),
         "exposed": _exposed(leakage.exposed if leakage is not None else None),
         "receipts": table(receipts_view(result).overview),
         "notes": [notice.text for notice in told if notice.severity not in ALERTS],

@@ -1,6 +1,8 @@
 // What a reader does with the page: sort, choose, point, copy. Each returns what he then saw.
 import { column } from "./probes.mjs";
 
+const FORMULA = '=HYPERLINK("file:///etc/hosts", "a,b")';
+
 // Sorts by the first column of numbers: by mouse, then twice from the keyboard.
 async function sort(page, table) {
   const head = page.locator(`#${table} thead th:not([data-kind=text])`).first();
@@ -100,8 +102,11 @@ function parse(text) {
   return rows;
 }
 
-// Copies a table and reads it as a spreadsheet would.
+// Copies a table, in the first cell of which a formula was put, and reads it as a spreadsheet would.
 async function copy(page, table) {
+  await page.evaluate(([name, text]) => {
+    [...document.querySelectorAll(`#${name} > tbody > tr`)].find((row) => !row.hidden).cells[0].textContent = text;
+  }, [table, FORMULA]);
   await page.locator(`[data-tools=${table}]`).getByRole("button", { name: "Copy as CSV" }).click();
   await page.locator(`[data-tools=${table}]`).getByRole("button", { name: "Copied" }).waitFor();
   const text = await page.evaluate(() => navigator.clipboard.readText());

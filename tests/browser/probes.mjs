@@ -107,3 +107,8 @@ export function column([table, at]) {
     return "value" in cell.dataset ? Number(cell.dataset.value) : null;
   });
 }
+
+// Leaves the first rows of every table.
+export function shorten(n_rows) {
+  for (const body of document.querySelectorAll("tbody")) [...body.rows].slice(n_rows).forEach((row) => row.remove());
+}

@@ -72,7 +72,9 @@ def kinds(tokens: list[Token]) -> set[str]:
 
 
 def text_of(token: Token) -> str:
-    return "".join(child.content for child in token.children or []).replace(JOINER, "")
+    return "".join(child.content for child in token.children or []).translate(
+        {ord(JOINER): "", 0xA0: " "}
+    )
 
 
 def rows(tokens: list[Token]) -> list[list[list[str]]]:

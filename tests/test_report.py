@@ -66,6 +66,17 @@ def test_names_are_text_and_not_markup(done: AuditResult) -> None:
         assert printed(result, width).count(name) == 2
 
 
+def test_no_name_moves_the_cursor(done: AuditResult) -> None:
+    name = "a\x1b[2J\x9bb\u202ec\x07 é"
+    odd = done.variants[1].model_copy(update={"variant": name})
+    model = done.model.model_copy(update={"name": name})
+    result = done.model_copy(update={"variants": [done.variants[0], odd], "model": model})
+    for width in (80, 140):
+        text = printed(result, width)
+        assert text.count("a[2Jbc é") == 2
+        assert all(line.isprintable() for line in text.split("\n"))
+
+
 def test_figures_have_the_digits_that_they_deserve() -> None:
     some = Estimate(
         value=0.08123, low=0.05, high=0.1234, n_members=9, n_nonmembers=9, method="", absent=None

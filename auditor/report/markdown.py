@@ -22,6 +22,7 @@ from auditor.report.plots.forest import find_blocks
 from auditor.report.plots.sets import find_picture
 from auditor.report.terminal import what_was_done
 from auditor.report.view import (
+    Cell,
     Column,
     Fact,
     Grid,
@@ -135,13 +136,21 @@ def _parts(result: AuditResult) -> dict[str, Any]:
 def table(grid: Grid) -> Markdown:
     """A table as Markdown, its notes below it."""
     lines = [
-        [column.title for column in grid.columns],
-        *([f"{cell.text} {cell.interval}" for cell in row.cells] for row in grid.rows),
+        [escape(_short(column.title)) for column in grid.columns],
+        *([_cell(cell) for cell in row.cells] for row in grid.rows),
     ]
-    head, *rows = [f"| {' | '.join(escape(_short(cell)) for cell in line)} |" for line in lines]
+    head, *rows = [f"| {' | '.join(line)} |" for line in lines]
     rule = "".join(" :-- |" if column.kind == "text" else " --: |" for column in grid.columns)
     notes = [f"\n{escape(note)}" for note in grid.notes]
     return Markdown("\n".join([head, f"|{rule}", *rows, *notes]))
+
+
+def _cell(cell: Cell) -> str:
+    """A figure stands above its interval where both are too wide; neither is broken."""
+    if cell.value is None:
+        return escape(_short(cell.text))
+    parts = [escape(part).replace(" ", "\u00a0") for part in (cell.text, cell.interval) if part]
+    return " ".join(parts)
 
 
 def fenced(command: str) -> Markdown:

@@ -301,7 +301,7 @@ def _card_and_show(run: Path, **given: Any) -> None:  # noqa: ANN401
     from auditor.card import write_card
 
     written = write_card(run, **given)
-    print(written.diff or "nothing to change", end="" if written.diff else "\n")
+    print(written.diff or "nothing to change")
     for path in written.paths:
         print(f"wrote {path}", file=sys.stderr)
     if written.pull_request is not None:

@@ -110,6 +110,10 @@ def test_the_section_says_what_was_found(run: Path, readme: Path) -> None:
         assert " ".join(justified(row.setting.figures.auc)) in text
         if row.gain is not None:
             assert " ".join(justified(row.gain.difference, signed=True)) in text
+    receipt = result.variants[1].receipt
+    assert receipt is not None
+    # Number and unit are not parted by a line's end.
+    assert f"{receipt.bytes_disk / 1e6:.1f}\u00a0MB" in content.decode()
     assert "compleak-llm audit" in text
     assert f"compleak-llm {result.versions['compleak-llm']}" in text
     assert not any(one in text for one in (result.leakage.exposed.ids if result.leakage else []))
@@ -126,6 +130,7 @@ def test_it_is_renewed_to_the_byte(run: Path, other: Path, readme: Path) -> None
     assert len(changed.paths) == 3
     assert "\n-" in changed.diff
     assert "\r" not in changed.diff
+    assert "\ufffd" not in changed.diff
     fresh = readme.parent / "fresh" / "README.md"
     fresh.parent.mkdir()
     fresh.write_bytes(README)

@@ -188,6 +188,7 @@ def test_what_is_written_otherwise_is_written_anew(written: str) -> None:
         ("---\n# none\n---", "---\n# none\n{k}\n---"),
         ("---\n  a: 1\n  b: 2\n---\n", "---\n  a: 1\n  b: 2\n  {k}\n---\n"),
         ("---\na: |\n  text\n\n---\n", "---\na: |\n  text\n\n{k}\n---\n"),
+        ("---\nbase_model: |\n  x\n\n# c\na: 1\n---\n", "---\n{k}\n\n# c\na: 1\n---\n"),
         ("---\nbase_model: &b x  # c\n---\n", "---\n{k}  # c\n---\n"),
         ('---\n"base_model":   [a/b,\n  c/d]   # c\nz: 1\n---\n', None),
     ],

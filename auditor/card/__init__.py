@@ -10,6 +10,7 @@ Everything is rendered and checked before a byte is written, and nothing goes on
 from difflib import unified_diff
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import category
 
 from auditor.card import front_matter, metadata
 from auditor.card.attackers import model_name, the_variant
@@ -181,4 +182,5 @@ def _diff(readme: Path, before: bytes, text: str) -> str:
 
 
 def _visible(character: str) -> str:
-    return character if character.isprintable() or character == "\t" else "\ufffd"
+    is_shown = character.isprintable() or character == "\t" or category(character) == "Zs"
+    return character if is_shown else "\ufffd"

@@ -119,12 +119,10 @@ def _rows(
     result: AuditResult, settings: Sequence[SettingResult], variant: str | None
 ) -> list[Together]:
     original = result.variants[0].variant
-    names = {one.variant for one in result.variants}
     rows: list[Together] = []
     for one in settings:
         held = set(one.versions)
-        # Controls are versions too, and nobody publishes them.
-        wanted = (one.setting != "NR" or held == {original}) and held <= names
+        wanted = one.setting != "NR" or held == {original}
         if variant is not None:
             wanted = wanted and held in ({original}, {original, variant})
         # Of a single variant, all versions together are the pair.

@@ -107,12 +107,12 @@ def _escaped(value: Any) -> str:  # noqa: ANN401 - whatever a template puts in
     return value if isinstance(value, Markdown) else escape(str(value))
 
 
-def size_in_words(n_bytes: int) -> str:
-    """Bytes as a person reads them, in the Hub's units."""
+def _size(n_bytes: int) -> Markdown:
+    """Bytes as a person reads them, in the Hub's units; number and unit stay on one line."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if n_bytes >= factor:
-            return f"{n_bytes / factor:.1f}\u00a0{unit}"
-    return f"{n_bytes / 1e3:.0f}\u00a0kB"
+            return Markdown(f"{n_bytes / factor:.1f}{NO_BREAK}{unit}")
+    return Markdown(f"{n_bytes / 1e3:.0f}{NO_BREAK}kB")
 
 
 def _rate(result: AuditResult) -> dict[str, Any] | None:
@@ -147,7 +147,7 @@ def _alone(result: AuditResult, row: Alone) -> dict[str, Any]:
         "name": version.variant,
         "broken": None if version.status == "ok" else version.reason or "it is broken",
         "done": what_was_done(version.receipt) if compressed else "",
-        "size": size_in_words(version.receipt.bytes_disk) if version.receipt else "–",
+        "size": _size(version.receipt.bytes_disk) if version.receipt else "–",
         "perplexity": f"{version.perplexity:.2f}" if version.perplexity else "–",
         "auc": _shown(found.auc if found else None),
         "tpr": _shown(found.tpr_at_fpr.get(_key(result)) if found else None, percent=True),
@@ -225,8 +225,8 @@ def _receipt(result: AuditResult, variant: VariantResult) -> dict[str, Any] | No
         "bits": f"{receipt.bits_per_weight:.2f}",
         "zeros": f"{100 * receipt.sparsity:.1f}%",
         "error": f"{receipt.relative_error:.3f}",
-        "on_disk": size_in_words(receipt.bytes_disk),
-        "original_on_disk": size_in_words(before.bytes_disk) if before else None,
+        "on_disk": _size(receipt.bytes_disk),
+        "original_on_disk": _size(before.bytes_disk) if before else None,
         "calibration": f"{used.n_records:,} texts from {last_part(used.source)}" if used else None,
         "left_alone": [f"{n:,} parameters ({reason})" for reason, n in left.items()],
         "notes": receipt.notes,

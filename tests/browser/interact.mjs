@@ -124,6 +124,8 @@ async function copy(page, table) {
 }
 
 export async function interact(page) {
+  const pwned = await page.evaluate(() => window.__pwned ?? null);
+  if (!(await page.locator("[data-tools]").count())) return { pwned };
   const tables = await page.locator("table[data-sort]").evaluateAll((all) => all.map((one) => one.id));
   const sorted = {};
   for (const table of tables) sorted[table] = await sort(page, table);
@@ -131,5 +133,5 @@ export async function interact(page) {
   const chosen = await choose(page);
   const copied = {};
   for (const table of ["figures", "comparisons"]) copied[table] = await copy(page, table);
-  return { sorted, filtered, chosen, copied, pointed: await point(page), pwned: await page.evaluate(() => window.__pwned ?? null) };
+  return { pwned, sorted, filtered, chosen, copied, pointed: await point(page) };
 }

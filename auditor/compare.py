@@ -19,7 +19,7 @@ from auditor.attacks import ATTACKS
 from auditor.config import AuditConfig
 from auditor.errors import ConfigError, StoreError
 from auditor.files import write_text
-from auditor.leakage.judge import WITH_REFERENCE
+from auditor.leakage.columns import WITH_REFERENCE
 from auditor.leakage.settings import no_worse_than_chance
 from auditor.recipes import validated
 from auditor.results import AttackResult, Warned

@@ -15,6 +15,7 @@ from auditor.errors import RecordsError
 from auditor.leakage.attackers import Attackers, Holding
 from auditor.leakage.blocks import Blocks, read_blocks
 from auditor.leakage.bounds import parse_bound
+from auditor.leakage.columns import columns_of
 from auditor.leakage.controls import judge_controls
 from auditor.leakage.epsilon import epsilon_bounds
 from auditor.leakage.evidence import LEAST, Evidence, must_be_possible
@@ -31,9 +32,6 @@ from auditor.stats.figures import adjusted, rate_name
 from auditor.stats.selection import best_of
 
 PERMUTATIONS = 2000
-WITH_REFERENCE = "-ref"
-# Attacks that hold every version: their signal belongs to no single one.
-OVER_ALL = ("mean-rank", "combined")
 
 
 class Judged(NamedTuple):
@@ -118,7 +116,9 @@ def judge_leakage(
     """
     case = open_case(evidence, config, shadow=shadow)
     found = _found(case)
-    return Judged(_leakage(case, found), _columns(found, case), _together(case, found))
+    main = next(iter(case.attackers), "none")
+    columns = columns_of(found, case.evidence.order, main=main)
+    return Judged(_leakage(case, found), columns, _together(case, found))
 
 
 def open_case(evidence: Evidence, config: AuditConfig, *, shadow: Shadow | None = None) -> Case:
@@ -360,31 +360,6 @@ def _primary_signals(case: Case, found: list[Found]) -> list[tuple[str, list[str
         if one.attack == "mean-rank" and one.holding.versions == evidence.order
     ]
     return named
-
-
-def _columns(found: list[Found], case: Case) -> dict[str, dict[str, Float64]]:
-    """Signals that belong to a row of `scores.parquet`.
-
-    Those of one version, or of the original and it, to that version's row; those of all versions
-    to the original's.
-    """
-    order = case.evidence.order
-    columns: dict[str, dict[str, Float64]] = {}
-    main = next(iter(case.attackers), "none")
-    for one in found:
-        held = one.holding
-        if one.supervision not in ("none", main):
-            continue
-        is_over_all = one.attack in OVER_ALL and list(held.versions) == list(order)
-        is_pair = len(held.versions) == 2 and held.versions[0] == order[0]
-        if not is_over_all and (
-            one.attack in OVER_ALL or (len(held.versions) != 1 and not is_pair)
-        ):
-            continue
-        is_beside = held.with_reference and one.attack != "mean-rank"
-        name = one.attack + (WITH_REFERENCE if is_beside else "")
-        columns.setdefault(order[0] if is_over_all else held.versions[-1], {})[name] = one.signal
-    return columns
 
 
 def _together(case: Case, found: list[Found]) -> dict[str, Float64]:

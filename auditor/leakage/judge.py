@@ -116,7 +116,7 @@ def judge_leakage(
     """
     case = open_case(evidence, config, shadow=shadow)
     found = _found(case)
-    main = next(iter(case.attackers), "none")
+    main: Supervision = next(iter(case.attackers), "none")
     columns = columns_of(found, case.evidence.order, main=main)
     return Judged(_leakage(case, found), columns, _together(case, found))
 

@@ -17,6 +17,7 @@ from auditor.judge import ORIGINAL, Findings
 from auditor.leakage import judge as leaking
 from auditor.leakage.attackers import Attackers, Holding
 from auditor.leakage.blocks import Blocks
+from auditor.leakage.columns import columns_of
 from auditor.leakage.controls import CHOSEN
 from auditor.leakage.crossfit import Learned
 from auditor.leakage.epsilon import epsilon_bounds
@@ -135,7 +136,8 @@ def judge_invented(
         releases=leaking.releases_of(some),
         epsilon=epsilon_bounds(config, is_member, leaking._primary_signals(case, found)),
     )
-    return leaking.Judged(leakage, leaking._columns(found, case), leaking._together(case, found))
+    columns = columns_of(found, evidence.order, main="crossfit")
+    return leaking.Judged(leakage, columns, leaking._together(case, found))
 
 
 def evidence_of(

@@ -28,7 +28,9 @@ CASES: dict[str, dict[str, Any]] = {
     "hostile": {"n_variants": 12, "hostile": True, "warned": True, "include_text": True},
     "alone": {"beyond": False},
 }
+# Letters smaller than this are not read on a phone.
 SMALLEST_PX = 8.5
+MOST_BYTES = 5_000_000
 WHITE = "rgb(255, 255, 255)"
 Page = dict[str, Any]
 
@@ -93,8 +95,9 @@ def test_no_error_and_nothing_hostile_is_run(page: Page) -> None:
     assert page["interaction"]["pwned"] is None
 
 
-def test_it_is_valid_html(page: Page) -> None:
+def test_it_is_valid_html_and_small(page: Page) -> None:
     assert page["html"] == []
+    assert page["bytes"] < MOST_BYTES
 
 
 def test_it_is_accessible(page: Page) -> None:

@@ -212,11 +212,12 @@ def _release_and_show(
     from rich.console import Console
 
     from auditor.release import judge_run, must_pass
+    from auditor.report.harmless import Harmless
     from auditor.report.releases import releases_table
 
     releases = judge_run(run, fail_on=fail_on, **given)
     console = Console()
-    console.print(releases_table(releases, width=console.width))
+    console.print(Harmless(releases_table(releases, width=console.width)))
     must_pass(releases, fail_on)
 
 

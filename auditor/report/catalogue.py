@@ -11,11 +11,12 @@ from auditor.compress import COMPRESSORS, Compressor, spell
 from auditor.compress.receipt import Receipt
 from auditor.environment import installed
 from auditor.recipes import names
+from auditor.report.harmless import Harmless
 
 
 def print_table(table: Table) -> None:
     """Print a table to standard output."""
-    Console().print(table)
+    Console().print(Harmless(table))
 
 
 def new_table(*columns: str) -> Table:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from auditor.report.figures import interval, p_value
+from auditor.report.harmless import Harmless
 from auditor.report.terminal import STYLE
 from auditor.results import AttackResult, Estimate
 from auditor.results.compared import ComparedRuns, ComparedVersion, RunComparison
@@ -61,7 +62,7 @@ def render(result: ComparedRuns, *, width: int = 140) -> RenderableType:
 def show(result: ComparedRuns, console: Console | None = None) -> None:
     """Print `render` to a console, standard output when left out."""
     console = console or Console()
-    console.print(render(result, width=console.width))
+    console.print(Harmless(render(result, width=console.width)))
 
 
 def _notes(result: ComparedRuns) -> list[RenderableType]:

@@ -3,11 +3,9 @@
 import shlex
 import textwrap
 
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
-from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +13,7 @@ from auditor.compress.receipt import Receipt
 from auditor.report.answer import answer
 from auditor.report.figures import headline_rate as headline_rate  # noqa: PLC0414
 from auditor.report.figures import interval, p_value
+from auditor.report.harmless import Harmless
 from auditor.report.leakage import leakage_part
 from auditor.results import Artifact, AuditResult, Comparison, VariantResult, Warned
 
@@ -47,22 +46,6 @@ def show(result: AuditResult, console: Console | None = None) -> None:
     """Print `render` to a console, standard output when left out."""
     console = console or Console()
     console.print(Harmless(render(result, width=console.width)))
-
-
-class Harmless:
-    """What is printed without the characters in it that a terminal would obey.
-
-    File names come from checkpoints of others; what stands in them must not move a cursor.
-    """
-
-    def __init__(self, shown: RenderableType) -> None:
-        self._shown = shown
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Segment by segment: what goes has no width, and columns stay where they are."""
-        for segment in console.render(self._shown, options):
-            kept = (x for x in segment.text if x == "\n" or x.isprintable() or cell_len(x))
-            yield segment if segment.control else Segment("".join(kept), segment.style)
 
 
 def _versions(result: AuditResult, width: int) -> RenderableType:

@@ -107,9 +107,13 @@ async function copy(page, table) {
   await page.evaluate(([name, text]) => {
     [...document.querySelectorAll(`#${name} > tbody > tr`)].find((row) => !row.hidden).cells[0].textContent = text;
   }, [table, FORMULA]);
+  await page.evaluate(() => navigator.clipboard.writeText(""));
   await page.locator(`[data-tools=${table}]`).getByRole("button", { name: "Copy as CSV" }).click();
-  await page.locator(`[data-tools=${table}]`).getByRole("button", { name: "Copied" }).waitFor();
-  const text = await page.evaluate(() => navigator.clipboard.readText());
+  let text = "";
+  for (let tries = 0; tries < 100 && !text; tries += 1) {
+    await page.waitForTimeout(50);
+    text = await page.evaluate(() => navigator.clipboard.readText());
+  }
   const [heads, ...rows] = parse(text);
   return {
     heads: heads.map((cell) => cell.text),

@@ -108,7 +108,9 @@ export function column([table, at]) {
   });
 }
 
-// Leaves the first rows of every table.
-export function shorten(n_rows) {
-  for (const body of document.querySelectorAll("tbody")) [...body.rows].slice(n_rows).forEach((row) => row.remove());
+// Leaves the first of what is made alike many times: rows, small figures, receipts.
+export function shorten([n_rows, n_parts]) {
+  const cut = (parts, most) => [...parts].slice(most).forEach((one) => one.remove());
+  for (const body of document.querySelectorAll("tbody")) cut(body.rows, n_rows);
+  for (const box of document.querySelectorAll(".multiples, .receipts")) cut(box.children, n_parts);
 }

@@ -4,6 +4,7 @@ The flags of `audit` are made from the fields of `AuditConfig`, so that an optio
 default and one sentence of help wherever it is met.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -302,11 +303,14 @@ def _card_and_show(run: Path, **given: Any) -> None:  # noqa: ANN401
     from auditor.card import write_card
 
     written = write_card(run, **given)
-    print(written.diff or "nothing to change")
     for path in written.paths:
         print(f"wrote {path}", file=sys.stderr)
     if written.pull_request is not None:
-        print(written.pull_request)
+        print(written.pull_request, flush=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The files are written: a terminal that lacks a sign must not make an error of it.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    print(written.diff or "nothing to change")
 
 
 def _teller(kind: DisplayKind) -> Callable[[str], None]:

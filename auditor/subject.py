@@ -124,6 +124,7 @@ def _open(config: AuditConfig, name: str, *, is_reference: bool) -> Subject:
     placement = place(config, getattr(checkpoint.config, "dtype", None))
     identity = ModelIdentity(
         name=name,
+        is_path=Path(name).expanduser().exists(),
         model_type=str(checkpoint.config.model_type),
         sha256=checkpoint.sha256,
         tokenizer_sha256=tokenizer_sha256(tokenizer),

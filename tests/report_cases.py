@@ -16,7 +16,7 @@ import numpy.typing as npt
 from auditor.attacks import ATTACKS
 from auditor.attacks.signals import Signals, applicable
 from auditor.blind import MOST, Blind
-from auditor.compress.noise import noise_name
+from auditor.compress.noise import is_noise, noise_name
 from auditor.config import AuditConfig
 from auditor.judge import ORIGINAL, Findings, assemble
 from auditor.leakage.learners import Bools, Float64
@@ -50,7 +50,7 @@ HOSTILE_PATH = 'checkpoint:/models/"><img src=x onerror=alert(1)>|`=cmd()\u202e<
 # What each variant gives away beside what the original does, as a factor; in turn.
 GAINS = (1.05, 1.35, 0.85, 1.0, 0.95, 1.15)
 DRAWS = 100
-SCALES = {"loss": 0.4, "zlib": 0.002, "min-k": 1.1, "ref": 0.3, "ez": 0.5}
+SCALES = {"loss": 0.4, "zlib": 0.002, "min-k": 1.1, "ref": 0.3}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,9 @@ def invented_run(
         findings = findings._replace(judged=judged)
     blind = _blind(config, lists, told=warned)
     write_signals(folder, config, cast(Any, lists), findings, blind=blind.signal)
-    views = list(findings.signals) if include_text else []
+    views = [name for name in findings.signals if not is_noise(name)] if include_text else []
+    if views and reference:
+        views.append(REFERENCE)
     result = assemble(
         config,
         cast(Any, None),
@@ -209,7 +211,11 @@ def _alone(config: AuditConfig, lists: Lists, *, leak: float) -> tuple[Findings,
             # Beside a reference, less of what is a record's own is in the way.
             shared = 0.5 if ATTACKS[attack].needs_reference else 0.9
             value = gained + shared * common + 0.4 * view[attack] + own
-            by_attack[attack] = SCALES.get(attack, 1.0) * (value - 6.0)
+            # A ratio has a long tail, as that of `ez` has on real models; ranks are the same.
+            is_ratio = attack == "ez"
+            by_attack[attack] = (
+                1000 * np.exp(4 * value) if is_ratio else SCALES.get(attack, 1.0) * (value - 6.0)
+            )
         # Compression costs perplexity, and what is broken is far off.
         cost = (1 + 0.03 * place**1.5) * (20 if name == BROKEN else 1)
         signals[name] = Signals(by_attack, 12.0 * cost)

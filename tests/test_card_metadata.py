@@ -10,8 +10,9 @@ from auditor.card import CardError, write_card
 from auditor.card.attackers import hub_id
 from auditor.card.metadata import OWN_RECORDS, figures
 from auditor.finished import read_result
-from auditor.results import AuditResult
+from auditor.results import AuditResult, ModelIdentity
 from tests.report_cases import invented_run
+from tests.report_parts import identity
 
 OTHER = """---
 model-index:
@@ -108,9 +109,16 @@ def test_ours_among_theirs_in_one_result(run: Path, other: Path, tmp_path: Path)
 
 
 def test_what_is_an_id_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit has seen whether it was a path; nothing is looked up when the card is written."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "model").mkdir(parents=True)
-    assert hub_id("org/na-me.1") == "org/na-me.1"
-    for name in ("runs/model", "/a/b", "./b", "b", "a/b/c", "a/b\n", "<a>/b", "", None):
-        assert hub_id(name) is None
-    assert hub_id("data/members.jsonl", endings=(".jsonl",)) is None
+    (tmp_path / "org" / "na-me.1").mkdir(parents=True)
+
+    def model(name: str, is_path: bool | None = False) -> ModelIdentity:
+        return identity(name, mark="a").model_copy(update={"is_path": is_path})
+
+    assert hub_id(model("org/na-me.1")) == "org/na-me.1"
+    for name in ("/a/b", "./b", "b", "a/b/c", "a/b\n", "<a>/b", ""):
+        assert hub_id(model(name)) is None
+    assert hub_id(model("runs/model", True)) is None
+    assert hub_id(model("runs/model", None)) is None
+    assert hub_id(None) is None

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, reject, settings
 from hypothesis import strategies as st
 
-from auditor.card.placing import must_be_file, place
 from auditor.card.readme import BEGIN, BOM, END, CardError, decoded, lines_of, marked, with_section
 from auditor.errors import StoreError
+from auditor.placing import must_be_file, place
 
 PATH = Path("README.md")
 SECTION = "## Privacy\n\nwords\n"

@@ -85,7 +85,7 @@ def test_figures_that_cannot_be_written_leave_the_report_as_it_was(copy: Path) -
 
 def test_a_report_that_cannot_be_written_is_one_error(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="must be a folder that can be written"):
+    with pytest.raises(StoreError, match="must be a file that can be written"):
         write_report(copy, kind="html", out=tmp_path / "file" / "report.html")
 
 

@@ -79,6 +79,7 @@ def test_drawn_curves_are_the_statistics_with_their_widened_bands(
             draws=config.bootstrap,
             seed=config.seed,
             inflation=float(np.sqrt(1 + found.noise_share)),
+            rates=config.fpr,
         )
         (line,) = (line for line in axes.lines if line.get_label() == kind)
         seen = curve.tpr > axes.get_ylim()[0]

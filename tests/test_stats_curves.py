@@ -41,6 +41,16 @@ def test_the_grid_is_even_on_a_logarithmic_axis() -> None:
     assert np.allclose(grid * 100_000, np.round(grid * 100_000))
 
 
+def test_rates_that_are_asked_for_are_on_the_grid() -> None:
+    for n in (37, 1000, 2000):
+        grid = rate_grid(n, rates=(0.0001, 0.01, 0.05))
+        for rate in (0.01, 0.05):
+            k = int(np.floor(rate * n + 1e-9))
+            assert k == 0 or np.isclose(grid, k / n).any()
+        assert grid[0] == 1 / n
+        assert (np.diff(grid) > 0).all()
+
+
 def test_the_band_is_that_of_the_table() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(0.7, 1, 1000), rng.normal(0, 1, 1000)

@@ -14,10 +14,11 @@ from unicodedata import category
 
 from auditor.card import front_matter, metadata
 from auditor.card.attackers import model_name, the_variant
-from auditor.card.placing import must_be_file, place
 from auditor.card.readme import CardError, decoded, lines_of, with_section
 from auditor.card.section import FIGURE, render_section
+from auditor.errors import ConfigError
 from auditor.finished import Finished, read_finished
+from auditor.placing import must_be_file, place
 from auditor.report.markdown import escape
 from auditor.report.plots.canvas import plain_style
 from auditor.report.plots.curves import Curves
@@ -72,6 +73,19 @@ def write_card(
         CompleakError: One of them cannot be done; no file is changed then, but for a push that
             fails, before which the files are written.
     """
+    if base_model is not None and variant is None:
+        raise ConfigError(
+            "--base-model must stand beside --variant: only a compressed version has the original "
+            "for its base",
+            seen=f"--base-model {base_model} alone",
+            fix="name the version with --variant, or leave --base-model out",
+        )
+    if push is not None and create and not readme.exists():
+        raise ConfigError(
+            "--push must offer a card that was read by someone",
+            seen=f"{readme} does not exist, and would be begun with nothing but the section",
+            fix="download the repository's README.md first, or run --create, look, and push then",
+        )
     if push is not None:
         # Only here is anything of the Hub's client needed that can go online.
         from auditor.card.push import must_be_repository, open_pull_request
@@ -80,7 +94,7 @@ def write_card(
     finished = read_finished(folder)
     result = finished.result
     chosen = the_variant(result, variant) if variant is not None else None
-    base = metadata.base_model(result, base_model) if chosen or base_model else None
+    base = metadata.base_model(result, base_model) if chosen else None
     before = _before(readme, create=create)
     drawing = _drawing(finished, chosen)
     text = decoded(readme, before) if before is not None else _begun(result, chosen)

@@ -12,12 +12,12 @@ from auditor.results import (
     Comparison,
     Leakage,
     LeakageComparison,
+    ModelIdentity,
     SettingResult,
     VariantResult,
 )
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-RECORD_FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 class Alone(NamedTuple):
@@ -135,7 +135,7 @@ def _rows(
 
 def model_name(result: AuditResult) -> str:
     """The model by the name that its readers know: its id, or the last part of its path."""
-    return hub_id(result.model.name) or last_part(result.model.name)
+    return hub_id(result.model) or last_part(result.model.name)
 
 
 def last_part(path: str) -> str:
@@ -143,22 +143,11 @@ def last_part(path: str) -> str:
     return Path(path).name or path
 
 
-def hub_id(name: str | None, *, endings: Sequence[str] = ()) -> str | None:
-    """The name as an id on the Hub; None where it is a path here, or cannot be one.
+def hub_id(model: ModelIdentity | None) -> str | None:
+    """The model's id on the Hub; None where it was a path, or its name cannot be an id.
 
-    Args:
-        name: `org/name`, or anything else.
-        endings: Endings that only files have.
+    The audit says which it was: what lies here while the card is written says nothing.
     """
-    if name is None or not HUB_ID.fullmatch(name) or name.endswith(tuple(endings)):
+    if model is None or model.is_path is not False or not HUB_ID.fullmatch(model.name):
         return None
-    return None if Path(name).exists() else name
-
-
-def records_id(result: AuditResult) -> str | None:
-    """The data set on the Hub that the members come from, where they come from one."""
-    for key in ("data", "members"):
-        source = result.config.get(key)
-        if isinstance(source, dict):
-            return hub_id(str(source.get("path")), endings=RECORD_FILES)
-    return None
+    return model.name

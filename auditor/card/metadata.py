@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 import auditor
-from auditor.card.attackers import HUB_ID, alone, hub_id, model_name, records_id, together
+from auditor.card.attackers import HUB_ID, alone, hub_id, model_name, together
 from auditor.card.entries import Entries
 from auditor.card.readme import CardError
 from auditor.card.yaml_text import as_yaml
@@ -84,6 +84,8 @@ def _figures(result: AuditResult, variant: str | None) -> Iterator[Figure]:
         seen = row.version.attacks.get(result.primary_attack)
         if seen is None or (variant is not None and name != variant):
             continue
+        if row.version.status != "ok":
+            continue
         facts = ("NR", result.primary_attack, [name], reference, "none")
         yield Figure("auc", seen.auc, *facts)
         if rate is not None:
@@ -108,7 +110,7 @@ def eval_results(result: AuditResult, variant: str | None = None) -> list[EvalRe
         EvalResult(
             task_type="text-generation",
             task_name="Membership inference",
-            dataset_type=records_id(result) or OWN_RECORDS,
+            dataset_type=OWN_RECORDS,
             dataset_name=f"{n_members:,} members and {n_nonmembers:,} nonmembers",
             dataset_revision=records.sha256,
             dataset_args={"n_members": n_members, "n_nonmembers": n_nonmembers},
@@ -215,7 +217,7 @@ def eval_results_file(result: AuditResult, variant: str | None = None) -> str:
     records = result.records.sha256[:16]
     entries = [
         EvalResultEntry(
-            dataset_id=records_id(result) or OWN_RECORDS,
+            dataset_id=OWN_RECORDS,
             task_id=one.task,
             value=_rounded(one.found.value),
             notes=f"{one.name}, {_in_brackets(result, one)}, records {records}",
@@ -236,7 +238,7 @@ def base_model(result: AuditResult, given: str | None) -> str:
     Raises:
         ConfigError: It is not known, or what was given is no id.
     """
-    found = given if given is not None else hub_id(result.model.name)
+    found = given if given is not None else hub_id(result.model)
     if found is None or not HUB_ID.fullmatch(found):
         raise ConfigError(
             "the card of a variant must name the original, as org/name on the Hub",

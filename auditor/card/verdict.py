@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from auditor.card.attackers import Alone, alone, together
+from auditor.card.attackers import Alone, alone, is_found, together
 from auditor.report.answer import answer
 from auditor.report.claims import Claims, read_claims
 from auditor.report.figures import justified
@@ -73,6 +73,8 @@ def _excluded(result: AuditResult, claims: Claims, row: Alone) -> list[str]:
     claimed = claims.is_firm and any(
         change.versions == (test.variant,) for change in (*claims.more, *claims.less)
     )
+    if not claimed and is_found(result, test):
+        return [f"{said}, which is not left once all questions of the audit are counted together."]
     high = test.difference.high
     if claimed or high is None or high <= 0:
         return [f"{said}."]
@@ -91,15 +93,18 @@ def _beside(result: AuditResult, claims: Claims, name: str) -> list[str]:
             continue
         changes = claims.gains.get(gain.question, [])
         held = tuple(gain.versions)
+        # Under two supervisions the same is asked twice: a claim comes with its own figure.
+        change = next((one for one in changes if one.versions == held), None)
+        difference = gain.difference
         learns = "is not shown to learn more"
-        if claims.is_firm and any(change.versions == held for change in changes):
-            learns = "learns more"
+        if claims.is_firm and change is not None:
+            learns, difference = "learns more", change.difference
+        elif (difference.low or 0.0) > 0:
+            learns += ", once all questions of the audit are counted"
         who = "Whoever holds it beside the original"
         if result.reference is not None:
             who += " and the reference" if gain.with_reference else ", without the reference,"
-        elif (gain.difference.low or 0.0) > 0:
-            learns += ", once all questions of the audit are counted"
-        by = f"a gain in AUC of {_spelled(gain.difference, signed=True)}"
+        by = f"a gain in AUC of {_spelled(difference, signed=True)}"
         said.append(f"{who} {learns}: {by} over {LESS[gain.question]}.")
     return said or ["Whether the two together give away more than one of them was not tested."]
 

@@ -103,7 +103,7 @@ def _answer(result: AuditResult) -> Answer:
         )
     sentences = [first, of_changes(result, claims), to_publish(result)]
     finding = _finding(claims)
-    if finding == "none" and _advice_sees_more(result):
+    if finding in ("none", "less") and _advice_sees_more(result):
         return Answer(
             "The tests do not agree on whether compression changes what an outsider learns.",
             sentences,

@@ -107,12 +107,14 @@ def read_claims(result: AuditResult) -> Claims:
     claimed = [change.p_value for change in (*more, *less, *_flat(gains.values()))]
     n_families = sum(any(p is not None for p in ps) for ps in (p_values, gain_p_values))
     finite = [end for end in ends if end is not None and math.isfinite(end)]
+    # One comparison without an end, and nothing is excluded in each.
+    is_bounded = bool(finite) and len(finite) == len(ends)
     return Claims(
         more=_sorted(more),
         less=_sorted(less),
         gains={question: _sorted(changes) for question, changes in gains.items()},
         n_alone=len(tested),
-        highest=max(finite) if finite else None,
+        highest=max(finite) if is_bounded else None,
         is_firm=bool(claimed) and min(claimed) < level / max(1, n_families),
     )
 

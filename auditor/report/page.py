@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Literal
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from auditor.errors import CompleakError, StoreError
-from auditor.files import written_whole
+from auditor.errors import ConfigError, StoreError
 from auditor.finished import Finished, read_finished
+from auditor.placing import place
 from auditor.report.plots.palette import PALETTE
 from auditor.report.view import readable
 from auditor.report.view_page import page_view
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from auditor.report.plots import Drawings
 
 Kind = Literal["html", "md", "pdf"]
+# What a report must not take the place of.
+OF_THE_AUDIT = ("audit.json", "scores.parquet", "exposure.parquet")
 FIGURES = "figures"
 # Signs after which a long name may go on in the next line; between letters, so that no number
 # and no character reference is parted.
@@ -88,14 +90,23 @@ def write_report(folder: Path, *, kind: Kind, out: Path | None = None) -> list[P
     path = out if out is not None else folder
     if path.is_dir():
         path = path / f"report.{kind}"
+    if path.resolve() in [(folder / name).resolve() for name in OF_THE_AUDIT]:
+        raise ConfigError(
+            "--out must not be a file of the audit itself",
+            seen=str(path),
+            fix=f"choose another name, such as report.{kind}",
+        )
     drawings = draw(finished)
     figures = figure_files(drawings) if kind != "pdf" else {}
     content = _content(finished, drawings, kind)
-    written = []
-    for name, data in figures.items():
-        written.append(_write(path.parent / FIGURES / name, data))
-    # Last, so that a report never speaks of figures that are not there.
-    return [_write(path, content), *written]
+    contents = {path.parent / FIGURES / name: data for name, data in figures.items()}
+    # The report last: it never speaks of figures that are not there.
+    try:
+        place({**contents, path: content})
+    except StoreError as error:
+        fix = "choose another place with --out, or free this one; every file is as it was"
+        raise StoreError(error.must, seen=error.seen, fix=fix) from error
+    return [path, *contents]
 
 
 def _content(finished: Finished, drawings: "Drawings", kind: Kind) -> bytes:
@@ -109,17 +120,6 @@ def _content(finished: Finished, drawings: "Drawings", kind: Kind) -> bytes:
 
         return print_pdf(page)
     return page.encode("utf-8")
-
-
-def _write(path: Path, data: bytes) -> Path:
-    try:
-        with written_whole(path) as part:
-            part.write_bytes(data)
-    except CompleakError as error:
-        raise StoreError(
-            error.must, seen=error.seen, fix="choose another place with --out, or free this one"
-        ) from error
-    return path
 
 
 @cache

@@ -100,7 +100,11 @@ def any_leak(result: AuditResult) -> bool:
     best = result.leakage.best if result.leakage is not None else None
     return (
         _finds_members(result)
-        or any(above(found.attacks.get(result.primary_attack), 0.5) for found in result.variants)
+        or any(
+            above(found.attacks.get(result.primary_attack), 0.5)
+            for found in result.variants
+            if found.status == "ok"
+        )
         or any(above(found, 0.5) for found in _learned(result, alone=False))
         or (best is not None and best.p_value < 1 - result.confidence)
     )

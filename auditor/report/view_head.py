@@ -6,6 +6,7 @@ from datetime import datetime
 from auditor.leakage.bounds import AUC, bound_in_words, estimate_in_words, metric_in_words
 from auditor.leakage.sets import Figures
 from auditor.report.answer import answer
+from auditor.report.claims import read_claims
 from auditor.report.figures import headline_rate, justified, p_value
 from auditor.report.leakage import LESS
 from auditor.report.plain import printable
@@ -225,10 +226,11 @@ def _worst(result: AuditResult, *, may_claim: bool) -> Key | None:
     most = max(primary, key=lambda item: item.difference.value or 0.0)
     shown = justified(most.difference, signed=True)
     p = f"p {p_value(most.p_adjusted)} (Holm)"
-    less = (most.difference.value or 0.0) < 0
-    claim = f"gives away {'less' if less else 'more'}, " if may_claim else ""
-    if not is_finding(most.p_adjusted, result.confidence):
-        claim = "no difference is shown, "
+    claims = read_claims(result)
+    claim = "" if is_finding(most.p_adjusted, result.confidence) else "no difference is shown, "
+    for word, changes in (("more", claims.more), ("less", claims.less)):
+        if may_claim and (most.variant,) in [change.versions for change in changes]:
+            claim = f"gives away {word}, "
     says = f"{most.variant}: {claim}{p}"
     title = "Most leaking variant − original, AUC"
     return Key(title if len(primary) > 1 else "Variant − original, AUC", *shown, says)

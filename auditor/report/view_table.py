@@ -203,8 +203,9 @@ def _alone(result: AuditResult, rates: Sequence[str]) -> list[Row]:
                 text_cell(SUPERVISION["none"]),
                 text_cell(_has_reference(attack)),
             ]
+            broken = "" if variant.status == "ok" else " (broken)"
             cells = [
-                text_cell(variant.variant),
+                text_cell(f"{variant.variant}{broken}"),
                 text_cell("NR"),
                 text_cell(attack),
                 *_figures(figures, rates, between),

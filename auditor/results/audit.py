@@ -112,6 +112,10 @@ class ModelIdentity(Result):
     """Which model it was."""
 
     name: str = Field(description="As given.")
+    is_path: bool | None = Field(
+        default=None,
+        description="Whether the name was a path on the machine of the audit; null: not recorded.",
+    )
     model_type: str = Field(description="Architecture family in transformers' words.")
     sha256: str = Field(description="Over weights and configuration, hex.")
     tokenizer_sha256: str = Field(description="Over the tokenizer, hex.")

@@ -1,9 +1,11 @@
 """ROC curves to draw: points on a logarithmic grid of false positive rates, with a band.
 
 What low false positive rates say is what matters for membership (Carlini et al. 2022), and a
-straight axis hides it. Nothing is interpolated, and nothing is said below one nonmember.
+straight axis hides it. Every point is one of the empirical curve, and nothing is said below one
+nonmember; who draws a line from point to point interpolates between about 60 of them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,14 +41,17 @@ class Curve(NamedTuple):
     n_nonmembers: int
 
 
-def rate_grid(n_nonmembers: int, *, points: int = POINTS) -> Float64:
+def rate_grid(n_nonmembers: int, *, points: int = POINTS, rates: Sequence[float] = ()) -> Float64:
     """False positive rates k/n, k whole, about evenly spread on a logarithmic axis from 1/n to 1.
 
     Args:
         n_nonmembers: n.
-        points: Rates at most.
+        points: Rates at most, besides those that must be among them.
+        rates: Rates that must be, as the largest k/n that is no larger; none below 1/n.
     """
-    counts = np.unique(np.round(np.geomspace(1, n_nonmembers, points)).astype(np.int64))
+    even = np.round(np.geomspace(1, n_nonmembers, points)).astype(np.int64)
+    asked = [n_false_positives(rate, n_nonmembers) for rate in rates]
+    counts = np.unique(np.concatenate([even, [k for k in asked if k > 0]]).astype(np.int64))
     return np.asarray(counts / n_nonmembers, dtype=np.float64)
 
 
@@ -59,6 +64,7 @@ def roc_curve(
     seed: Seed,
     inflation: float = 1.0,
     points: int = POINTS,
+    rates: Sequence[float] = (),
 ) -> Curve:
     """The ROC curve at the rates of `rate_grid`, with the band of `tpr_estimate` at each.
 
@@ -74,7 +80,8 @@ def roc_curve(
         seed: Seed or generator of the draws.
         inflation: Factor on the band's reach; above 1 for a cross-fitted signal, see
             `stats.crossfitted`.
-        points: Rates at most.
+        points: Rates at most, besides those that must be among them.
+        rates: Rates that must be, see `rate_grid`.
 
     Raises:
         ValueError: A side is empty or holds a NaN.
@@ -83,7 +90,7 @@ def roc_curve(
     alpha = risk(confidence)
     rng = np.random.default_rng(seed)
     m, n = len(x), len(y)
-    grid = rate_grid(n, points=points)
+    grid = rate_grid(n, points=points, rates=rates)
     # Sorted once: every rate asks for a threshold and what lies above it.
     x, y = np.sort(x), np.sort(y)
     inner = grid[grid < 1]

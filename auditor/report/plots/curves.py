@@ -120,6 +120,8 @@ class Curves:
                 draws=int(self._config.get("bootstrap", DRAWS)),
                 seed=int(self._config.get("seed", 0)),
                 inflation=source.inflation,
+                # A mark stands at these, and must lie on the line.
+                rates=[float(rate) for rate in source.tpr_at_fpr],
             )
         return self._made[source]
 

@@ -111,7 +111,7 @@ _MR = ("MR over SR", "MR over original and reference", "variants over original")
 
 
 def _asked(result: AuditResult) -> list[LeakageComparison]:
-    """Questions about the AUC under the first supervision: all that can make a claim.
+    """Questions about the AUC under the first supervision: all of it that can make a claim.
 
     What is asked a second time without the reference, where there is one, is in the table.
     """

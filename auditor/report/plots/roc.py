@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from auditor.finished import Finished
-from auditor.report.figures import interval
+from auditor.report.figures import headline_rate, interval
 from auditor.report.plots.canvas import (
     BODY,
     SPOT,
@@ -33,7 +33,6 @@ from auditor.report.plots.canvas import (
 from auditor.report.plots.curves import Curves, Kind, Source, most_leaking
 from auditor.report.plots.drawing import Drawing, Width
 from auditor.report.plots.words import by_rate, estimate_at, percent, rate_in_percent, sides, slug
-from auditor.report.terminal import headline_rate
 from auditor.stats.curves import Curve
 
 # Rates at which a curve answers to the pointer.

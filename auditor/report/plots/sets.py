@@ -3,10 +3,10 @@
 from typing import Literal, NamedTuple
 
 from auditor.finished import Finished
-from auditor.leakage.advice import described
+from auditor.leakage.advice import NO_DIFFERENCE, described
 from auditor.leakage.bounds import AUC, estimate_in_words, metric_at, metric_in_words
+from auditor.report.figures import headline_rate
 from auditor.report.plots.canvas import plain
-from auditor.report.terminal import headline_rate
 from auditor.results import Bound, Estimate, Release, Releases, VariantResult
 
 # What a set stands for beside what it holds.
@@ -89,7 +89,7 @@ def _of_releases(releases: Releases, original: str) -> Picture:
         points=[point for point in points if point.leakage.value is not None],
         n_versions=len(names),
         bound=releases.bound,
-        no_increase=releases.advice.startswith("No difference is shown"),
+        no_increase=releases.advice.startswith(NO_DIFFERENCE),
         advice=plain(releases.advice),
     )
 

@@ -29,6 +29,8 @@ from auditor.scoring.scores import Float64
 BINS = 8, 36  # at least and at most
 # A signal that is never negative and reaches so many times its smallest values is drawn in powers.
 SKEWED = 30.0
+MOST_TICKS = 5
+RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Outside of these percentiles of all versions and sides, records stand in the outermost bins.
 ENDS = (0.5, 99.5)
 HEIGHT, TOP = 244.0, 70.0
@@ -179,8 +181,7 @@ def _frame(axes: Axes, spreads: Spreads, most: float) -> None:
     if spreads.in_powers:
         reach = (high / low) ** 0.012
         axes.set(xscale="log", xlim=(low / reach, high * reach))
-        powers = [factor * 10.0**place for place in range(-6, 9) for factor in (1, 3)]
-        axes.xaxis.set_major_locator(FixedLocator([x for x in powers if low <= x <= high]))
+        axes.xaxis.set_major_locator(FixedLocator(_powers(low, high)))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         reach = 0.012 * (high - low)
@@ -188,9 +189,30 @@ def _frame(axes: Axes, spreads: Spreads, most: float) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.set_ylim(0, 1.08 * most)
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _minus(f"{x:g}")))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _on_axis(x)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g}%"))
     finish_ticks(axes)
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis: as many of the powers of ten, and three times them, as fit."""
+    inside: list[float] = []
+    for factors, every in (((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3), ((1,), 6)):
+        places = range(-300, 300, every)
+        inside = [x for place in places for f in factors if low <= (x := f * 10.0**place) <= high]
+        if len(inside) <= MOST_TICKS:
+            break
+    return inside
+
+
+def _on_axis(value: float) -> str:
+    """A tick's number; powers of ten from 10⁴ on, and three times them, in the short form."""
+    if abs(value) < 1e4:
+        return _minus(f"{value:g}")
+    digits, _, power = f"{value:.6e}".partition("e")
+    factor = float(digits)
+    raised = f"10{str(int(power)).translate(RAISED)}"
+    return raised if factor == 1 else _minus(f"{factor:g}·{raised}")
 
 
 def _figure(value: float) -> str:

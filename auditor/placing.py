@@ -4,6 +4,7 @@ All are written under temporary names first; then each takes its name, the READM
 one of these renames fail, those before it are undone.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ from typing import NamedTuple
 
 from auditor.errors import StoreError
 
+FIX = "make its folder writable, or free some space"
+NO_FOLDER = "a file stands where its folder must be: move it away"
+FIXES = {errno.EEXIST: NO_FOLDER, errno.ENOTDIR: NO_FOLDER}
 WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -89,8 +93,12 @@ def place(contents: Mapping[Path, bytes]) -> list[Path]:
         raise StoreError(
             f"{path} must be a file that can be written",
             seen=error.strerror or str(error),
-            fix="make its folder writable, or free some space; every file is as it was",
+            fix=f"{FIXES.get(error.errno or 0, FIX)}; every file is as it was",
         ) from error
+    except BaseException:
+        _undo(done)
+        done.clear()
+        raise
     finally:
         for one in placed:
             with suppress(OSError):

@@ -110,7 +110,7 @@ CASES: dict[str, tuple[Case, str, list[str], list[str]]] = {
         lambda base: audit_of(base, [LESS], together=leakage([SR_GAIN, *NO_GAIN])),
         "mixed",
         [
-            "Alone, some compressed versions give away less; beside the original, they give more.",
+            "Alone, the variant gives away less; beside the original, it gives away more.",
             f"{PRUNED} (AUC higher by 0.0240 [0.0180, 0.0300]) beside the original gives away "
             "more than either alone, p < 0.001",
         ],
@@ -129,8 +129,8 @@ CASES: dict[str, tuple[Case, str, list[str], list[str]]] = {
         ),
         "more",
         [
-            "Alone no variant is shown to differ; beside the original, they give away more to an "
-            "attacker who lacks the reference.",
+            "Alone, the variant is not shown to differ; beside the original, it gives away more to "
+            "an attacker who lacks the reference.",
             f"to an attacker without the reference, {PRUNED}",
             "to one who holds it no gain is shown",
         ],
@@ -140,7 +140,7 @@ CASES: dict[str, tuple[Case, str, list[str], list[str]]] = {
         lambda base: audit_of(base, [EVEN], together=leakage([MR_GAIN])),
         "more",
         [
-            "Alone no variant is shown to differ; held all together, they give away more.",
+            "Alone, the variant is not shown to differ; held all together, it gives away more.",
             "all 3 versions together give away more than the best pair (AUC higher by "
             "0.0110 [0.0050, 0.0170]), p = 0.004 after Holm's correction.",
         ],

@@ -136,6 +136,9 @@ def _headline(result: AuditResult, claims: Claims, finding: Finding) -> str:
         return f"{_how_many(len(claims.more), claims.n_alone)} away more {data}."
     beside = "beside the original" if _pairs_gain(claims) else "held all together"
     whom = " to an attacker who lacks the reference" if _only_without_reference(claims) else ""
+    if len(result.variants) == 2:
+        alone = "gives away less" if claims.less else "is not shown to differ"
+        return f"Alone, the variant {alone}; {beside}, it gives away more{whom}."
     if claims.less:
         return f"Alone, some compressed versions give away less; {beside}, they give more{whom}."
     return f"Alone no variant is shown to differ; {beside}, they give away more{whom}."

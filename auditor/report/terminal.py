@@ -11,8 +11,7 @@ from rich.text import Text
 
 from auditor.compress.receipt import Receipt
 from auditor.report.answer import answer
-from auditor.report.figures import headline_rate as headline_rate  # noqa: PLC0414
-from auditor.report.figures import interval, p_value
+from auditor.report.figures import headline_rate, interval, p_value
 from auditor.report.harmless import Harmless
 from auditor.report.leakage import leakage_part
 from auditor.results import Artifact, AuditResult, Comparison, VariantResult, Warned

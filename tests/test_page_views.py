@@ -283,7 +283,7 @@ def test_modules_that_are_alike_are_one_row(leaking: Finished) -> None:
 
 
 def test_a_model_has_the_name_that_people_use() -> None:
-    assert short_name("/work/models/llama-gsm8k/") == "llama-gsm8k"
+    assert short_name("/data/models/llama-gsm8k/") == "llama-gsm8k"
     assert short_name("org/model") == "org/model"
     assert short_name("a/b <script>alert(1)</script>") == "a/b <script>alert(1)</script>"
     assert short_name("/") == "/"

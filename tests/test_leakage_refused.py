@@ -52,7 +52,7 @@ def refused(given: Given, output: Path, capsys: pytest.CaptureFixture[str], *mor
         ({"repeats": 0}, ["--repeats"]),
         ({"delta": 1}, ["--delta"]),
         ({"supervision": "shadow"}, ["needs a shadow audit", "no --shadow"]),
-        ({"shadow": "nowhere"}, ["nowhere must be the output folder of an audit"]),
+        ({"shadow": "nowhere"}, ["nowhere must be the output folder of a finished audit"]),
         ({"shadow": "a", "supervision": "crossfit"}, ["shadow audits must be of use"]),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from auditor.errors import ConfigError, unknown
+from auditor.report.figures import is_finding
 from auditor.report.view_table import main_question
 from auditor.results import (
     AuditResult,
@@ -46,9 +47,7 @@ class Together(NamedTuple):
 
 def is_found(result: AuditResult, test: Comparison | LeakageComparison | None) -> bool:
     """Whether a difference is left after Holm's correction."""
-    return bool(
-        test is not None and test.p_adjusted is not None and test.p_adjusted < 1 - result.confidence
-    )
+    return test is not None and is_finding(test.p_adjusted, result.confidence)
 
 
 def the_variant(result: AuditResult, name: str) -> VariantResult:

@@ -7,7 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from auditor.report.figures import interval, p_value
+from auditor.report.figures import interval, is_finding, p_value
 from auditor.report.harmless import Harmless
 from auditor.report.terminal import STYLE
 from auditor.results import AttackResult, Estimate
@@ -132,7 +132,7 @@ def _metric(metric: str) -> str:
 
 
 def _differs(result: ComparedRuns, item: RunComparison) -> bool:
-    return item.p_adjusted is not None and item.p_adjusted < 1 - result.confidence
+    return is_finding(item.p_adjusted, result.confidence)
 
 
 def _secondary(result: ComparedRuns, width: int) -> list[RenderableType]:

@@ -94,3 +94,8 @@ def headline_rate(result: AuditResult) -> str | None:
     present = [rate for rate, found in original.tpr_at_fpr.items() if found.value is not None]
     wanted = rate_name(0.01)
     return wanted if wanted in present else next(iter(present), None)
+
+
+def is_finding(p_adjusted: float | None, confidence: float) -> bool:
+    """Whether a corrected p-value is a finding at this confidence."""
+    return p_adjusted is not None and p_adjusted < 1 - confidence

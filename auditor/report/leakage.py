@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from auditor.leakage.advice import described, listed
-from auditor.report.figures import interval, p_value
+from auditor.report.figures import interval, is_finding, p_value
 from auditor.results import AuditResult, Leakage, LeakageComparison, SettingResult
 
 GAP = 2
@@ -149,7 +149,7 @@ def _asked(leakage: Leakage, one: SettingResult) -> list[LeakageComparison]:
 
 def _gain(found: LeakageComparison, *, level: float) -> tuple[dict[str, str], bool]:
     """The answer to a question, and whether it is a finding."""
-    is_found = found.p_adjusted is not None and found.p_adjusted < 1 - level
+    is_found = is_finding(found.p_adjusted, level)
     return {
         "gain in AUC": interval(found.difference, signed=True),
         "over": LESS[found.question],

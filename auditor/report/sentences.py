@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from auditor.leakage.advice import described, listed
 from auditor.leakage.bounds import estimate_in_words, metric_at
 from auditor.report.claims import Change, Claims, above
-from auditor.report.figures import headline_rate, interval, justified, p_value
+from auditor.report.figures import headline_rate, interval, is_finding, justified, p_value
 from auditor.results import AttackResult, AuditResult, Comparison, Estimate
 from auditor.results.leakage import Question
 
@@ -241,8 +241,7 @@ def _nothing_shown(result: AuditResult, claims: Claims) -> str:
 
 
 def _is_secondary_finding(item: Comparison, result: AuditResult) -> bool:
-    is_left = item.p_adjusted is not None and item.p_adjusted < 1 - result.confidence
-    return item.family == "secondary" and is_left
+    return item.family == "secondary" and is_finding(item.p_adjusted, result.confidence)
 
 
 def _excluded(result: AuditResult, highest: float) -> str:

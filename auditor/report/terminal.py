@@ -11,7 +11,7 @@ from rich.text import Text
 
 from auditor.compress.receipt import Receipt
 from auditor.report.answer import answer
-from auditor.report.figures import headline_rate, interval, p_value
+from auditor.report.figures import headline_rate, interval, is_finding, p_value
 from auditor.report.harmless import Harmless
 from auditor.report.leakage import leakage_part
 from auditor.results import Artifact, AuditResult, Comparison, VariantResult, Warned
@@ -197,7 +197,7 @@ def _narrow(result: AuditResult) -> Group:
 
 def _is_significant(result: AuditResult, variant: str) -> bool:
     item = _difference(result, variant, "auc")
-    return bool(item and item.p_adjusted is not None and item.p_adjusted < 1 - result.confidence)
+    return item is not None and is_finding(item.p_adjusted, result.confidence)
 
 
 def _answer(result: AuditResult, width: int) -> Text:

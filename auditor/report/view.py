@@ -13,7 +13,7 @@
 from dataclasses import dataclass, field
 from unicodedata import category
 
-from auditor.report.figures import ABSENT, Shown, justified, p_value
+from auditor.report.figures import ABSENT, Shown, is_finding, justified, p_value
 from auditor.report.plain import JOINERS
 from auditor.results import Estimate
 
@@ -150,11 +150,6 @@ def p_cell(value: float | None, *, level: float | None = None) -> Cell:
     """A cell of a p-value; with a level, a star where it is a finding."""
     is_found = level is not None and is_finding(value, level)
     return Cell(p_value(value) + (" *" if is_found else ""), value=value)
-
-
-def is_finding(p_adjusted: float | None, confidence: float) -> bool:
-    """Whether a corrected p-value is a finding at this confidence."""
-    return p_adjusted is not None and p_adjusted < 1 - confidence
 
 
 def rate_in_words(rate: str) -> str:

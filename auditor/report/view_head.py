@@ -7,7 +7,7 @@ from auditor.leakage.bounds import AUC, bound_in_words, estimate_in_words, metri
 from auditor.leakage.sets import Figures
 from auditor.report.answer import answer
 from auditor.report.claims import read_claims
-from auditor.report.figures import headline_rate, justified, p_value
+from auditor.report.figures import headline_rate, is_finding, justified, p_value
 from auditor.report.leakage import LESS
 from auditor.report.plain import printable
 from auditor.report.releases import shown_sets
@@ -18,7 +18,6 @@ from auditor.report.view import (
     Grid,
     Row,
     estimate_cell,
-    is_finding,
     metric_title,
     number_cell,
     plural,

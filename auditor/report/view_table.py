@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from auditor.attacks import ATTACKS
 from auditor.leakage.advice import described, listed
+from auditor.report.figures import is_finding
 from auditor.report.leakage import LESS
 from auditor.report.view import (
     Cell,
@@ -11,7 +12,6 @@ from auditor.report.view import (
     Grid,
     Row,
     estimate_cell,
-    is_finding,
     metric_title,
     number_cell,
     p_cell,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from auditor.finished import Finished
-from auditor.report.figures import interval, p_value
+from auditor.report.figures import interval, is_finding, p_value
 from auditor.report.leakage import LESS
 from auditor.report.plots.canvas import (
     BODY,
@@ -133,17 +133,19 @@ def _asked(result: AuditResult) -> list[LeakageComparison]:
 
 def _alone(item: Comparison, result: AuditResult) -> Row:
     label = "alone over the original alone"
-    return Row("NR", label, item.difference, item.p_adjusted, _is_left(item.p_adjusted, result))
+    return Row(
+        "NR",
+        label,
+        item.difference,
+        item.p_adjusted,
+        is_finding(item.p_adjusted, result.confidence),
+    )
 
 
 def _question(item: LeakageComparison, setting: str, label: str, result: AuditResult) -> Row:
-    is_left = _is_left(item.p_adjusted, result)
+    is_left = is_finding(item.p_adjusted, result.confidence)
     label += REFERENCE_HELD if item.with_reference else ""
     return Row(setting, label, item.difference, item.p_adjusted, is_left)
-
-
-def _is_left(p_adjusted: float | None, result: AuditResult) -> bool:
-    return p_adjusted is not None and p_adjusted < 1 - result.confidence
 
 
 def _less(item: LeakageComparison) -> str:

@@ -2,22 +2,28 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from auditor.errors import ModelError
 from auditor.scoring.encode import Encoded
 
-# Padded tokens of a batch. On a CPU the widest activation of a batch should stay in the cache:
-# measured on two cores, a 124M model (3,072 wide inside) is fastest at 512 to 1,024 tokens and 40%
-# slower at 4,096, a 5.5M model (704 wide) is fastest at 2,048 to 4,096.
-CACHE_BYTES = 8 * 2**20
-TOKENS_CPU = (512, 4096)
+# Padded tokens of a batch. On a CPU the widest activation of a batch should stay near the cache:
+# measured on one and on two cores (1 MiB of cache each), a 5.5M model (704 wide inside) is fastest
+# at 512 to 1,024 tokens and 20% slower at 4,096, a 124M model (3,072 wide) at 512 to 1,024 and 40%
+# slower at 4,096, in float32; in bfloat16 the best sizes are the same.
+CACHE_BYTES = 4 * 2**20
+TOKENS_CPU = (512, 1024)
+# With many cores, every one of them must still find rows enough for its part of a product.
+TOKENS_PER_THREAD = 64
 TOKENS_GPU = 16384
+# A batch costs as much as this share of a full one, whatever it holds: measured on two cores, 128
+# tokens took as long as 200 in a full batch of 1,024.
+FIXED_COST = 1 / 16
 # Logits of a batch that goes through a model whose head could not be taken apart: 256 MiB.
 MAX_LOGITS = 2**26
 
@@ -52,36 +58,61 @@ def default_tokens(device: torch.device, config: Any) -> int:  # noqa: ANN401
     widest = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None)
     width = int(widest) if isinstance(widest, int) else 4 * hidden
     low, high = TOKENS_CPU
-    return min(high, max(low, CACHE_BYTES // (4 * width)))
+    fitting = min(high, max(low, CACHE_BYTES // (4 * width)))
+    return max(fitting, TOKENS_PER_THREAD * torch.get_num_threads())
 
 
 def cut(lengths: Sequence[int], budget: Budget) -> list[range]:
-    """Cut records, longest first, into batches of consecutive ones.
+    """Cut records, longest first, into batches of consecutive ones, so that least is computed.
+
+    A batch costs its padded tokens and a fixed part; of all ways of cutting the cheapest is found
+    from the end backwards. Where lengths lie close, batches are full; where they do not, a smaller
+    batch is cheaper than padding.
 
     Args:
         lengths: Tokens of each record, in falling order.
         budget: A record longer than the budget gets a batch of its own.
     """
-    starts = [0]
-    for position in range(1, len(lengths)):
-        size = position - starts[-1] + 1
-        full = budget.records is not None and size > budget.records
-        if full or size * lengths[starts[-1]] > budget.tokens:
-            starts.append(position)
-    return [range(a, b) for a, b in pairwise([*starts, len(lengths)])] if lengths else []
+    n = len(lengths)
+    fixed = max(1, int(min(budget.tokens, sum(lengths)) * FIXED_COST))
+    cost = np.zeros(n + 1, dtype=np.int64)  # of the cheapest way from a record to the end
+    end = np.zeros(n, dtype=np.int64)  # of the batch that begins with a record there
+    for start in range(n - 1, -1, -1):
+        length = max(1, lengths[start])
+        most = min(n - start, max(1, budget.tokens // length), budget.records or n)
+        sizes = np.arange(1, most + 1)
+        # Of equally cheap ways the fullest batch: the last, as numpy would give the first.
+        whole = (fixed + sizes * length + cost[start + 1 : start + most + 1])[::-1]
+        size = most - int(whole.argmin())
+        cost[start], end[start] = whole.min(), start + size
+    batches = []
+    start = 0
+    while start < n:
+        batches.append(range(start, int(end[start])))
+        start = int(end[start])
+    return batches
 
 
 def pad(records: Sequence[Encoded], pad_id: int, device: torch.device) -> Tensor:
-    """Token ids of shape (records, longest), padded on the right.
+    """The tokens that a model must see, shape (records, longest), padded on the right.
 
-    On the right, no position of a record can see the padding through a causal mask, so that
-    neither a mask nor position ids are needed and attention stays on its fastest path.
+    A record's last token predicts nothing that is scored, so that it is left out. Padding stands on
+    the right, where no position of a record can see it through a causal mask: neither a mask nor
+    position ids are needed and attention stays on its fastest path.
     """
-    width = max(len(record.ids) for record in records)
+    width = max(len(record.ids) for record in records) - 1
     grid = np.full((len(records), width), pad_id, dtype=np.int64)
     for row, record in enumerate(records):
-        grid[row, : len(record.ids)] = record.ids
-    return torch.from_numpy(grid).to(device)
+        grid[row, : len(record.ids) - 1] = record.ids[:-1]
+    return to_device(grid, device)
+
+
+def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """An array as a tensor on a device; a GPU fetches it while the host goes on."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -120,25 +151,29 @@ def run_in_batches(
     """
     done: list[Any] = []
     at = 0
-    while at < len(records):
-        lengths = [len(record.ids) for record in records[at:]]
-        batch = records[at : at + len(cut(lengths, budget)[0])]
+    plan = cut([len(record.ids) - 1 for record in records], budget)[::-1]
+    while plan:
+        places = plan.pop()
+        batch = records[places.start : places.stop]
         try:
             done.append(forward(batch))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            longest = len(batch[0].ids)
             if len(batch) == 1:
                 raise ModelError(
                     "one record at a time must fit into memory",
-                    seen=f"a record of {lengths[0]} tokens did not: {_first_line(error)}",
+                    seen=f"a record of {longest} tokens did not: {_first_line(error)}",
                     fix="lower --max-length, choose --dtype bfloat16, or a device with more memory",
                 ) from error
-            budget.halve(len(batch), lengths[0])
+            budget.halve(len(batch), longest)
         else:
-            at += len(batch)
+            at = places.stop
             continue
         # Outside the except block, so that the traceback no longer holds the tensors.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        left = cut([len(record.ids) - 1 for record in records[at:]], budget)
+        plan = [range(at + part.start, at + part.stop) for part in reversed(left)]
     return done

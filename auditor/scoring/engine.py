@@ -10,7 +10,14 @@ import numpy.typing as npt
 import torch
 
 from auditor.errors import BrokenVariantError
-from auditor.scoring.batches import MAX_LOGITS, Budget, default_tokens, pad, run_in_batches
+from auditor.scoring.batches import (
+    MAX_LOGITS,
+    Budget,
+    default_tokens,
+    pad,
+    run_in_batches,
+    to_device,
+)
 from auditor.scoring.encode import Encoded
 from auditor.scoring.head import take_apart
 from auditor.scoring.scores import Scores
@@ -87,10 +94,9 @@ class Engine:
         order = sorted(range(len(records)), key=lambda row: -len(records[row].ids))
         wanted = [row for row in order if records[row].n_scored]
         parts = run_in_batches([records[row] for row in wanted], self._budget, self._forward)
-        columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [
-            np.zeros(0, np.float32)
-        ] * 4
-        logp, mu, sigma, hit = columns
+        # Fetched once, so that the host does not wait for the device batch by batch.
+        columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
+        logp, mu, sigma, hit = columns or [np.zeros(0, np.float32)] * 4
         by_row = np.argsort(wanted, kind="stable")
         scores = _flat(records, (logp, mu, sigma, hit.astype(np.bool_)), wanted, by_row)
         self.counters.forward_s += time.perf_counter() - begin
@@ -100,24 +106,24 @@ class Engine:
         return scores
 
     @torch.inference_mode()
-    def _forward(self, batch: Sequence[Encoded]) -> tuple[npt.NDArray[Any], ...]:
-        """One pass: four flat arrays over the scored tokens of the batch."""
+    def _forward(self, batch: Sequence[Encoded]) -> TokenStatistics:
+        """One pass: the facts of the scored tokens of the batch, on the device."""
         self.counters.n_passes += 1
         ids = pad(batch, self.pad_id, self.device)
-        # Position t - 1 speaks of token t: rows that lead to padding, to the prompt or to nothing
-        # are left out before the head, and never cost a product with the vocabulary.
+        # Position t - 1 speaks of token t: rows that lead to padding or to the prompt are left out
+        # before the head, and never cost a product with the vocabulary.
         rows = np.concatenate(
             [
                 np.arange(record.first - 1, len(record.ids) - 1) + number * ids.shape[1]
                 for number, record in enumerate(batch)
             ]
         )
-        picked = torch.from_numpy(rows).to(self.device)
-        targets = ids.flatten()[picked + 1]
-        statistics = self._statistics(ids, picked, targets)
-        columns = tuple(column.cpu().numpy() for column in statistics)
+        targets = np.concatenate([np.asarray(record.ids[record.first :]) for record in batch])
+        statistics = self._statistics(
+            ids, to_device(rows, self.device), to_device(targets, self.device)
+        )
         self.on_batch(len(batch), sum(len(record.ids) for record in batch))
-        return columns
+        return statistics
 
     def _statistics(
         self, ids: torch.Tensor, picked: torch.Tensor, targets: torch.Tensor
@@ -127,7 +133,10 @@ class Engine:
             logits = trunk.model(input_ids=ids, use_cache=False).logits
             return statistics_of_logits(logits.flatten(0, 1)[picked], targets)
         hidden = trunk.body(input_ids=ids, use_cache=False)[0]
-        return token_statistics(hidden.flatten(0, 1)[picked], targets, head=trunk.head)
+        flat = hidden.flatten(0, 1)
+        return token_statistics(
+            flat if len(picked) == len(flat) else flat[picked], targets, head=trunk.head
+        )
 
 
 def _flat(

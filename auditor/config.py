@@ -100,7 +100,9 @@ class Shared(Frozen):
         description="Calibrate on texts that are members or nonmembers, to ask what that leaks.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU."
+        "auto",
+        description="auto: the checkpoint's own where the device multiplies in it (a GPU; bfloat16 "
+        "on a CPU that has it), else float32.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
@@ -225,6 +227,12 @@ class AuditConfig(Shared):
         "auto",
         description="Records per batch, or auto: as many as fit a token budget, "
         "halved whenever memory runs out.",
+    )
+    materialise: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Score versions whose weights alone are packed (NF4, FP4, GPTQ, int8, int4, "
+        "fp8, HQQ) on their weights decompressed once, the same arithmetic at dense speed: auto "
+        "where memory allows, always, or never.",
     )
     output_path: str = Field("runs/audit", description="Folder for the results.", min_length=1)
     include_text: bool = Field(

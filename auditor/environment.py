@@ -190,10 +190,30 @@ def place(config: Shared, checkpoint_dtype: "torch.dtype | str | None") -> "Plac
         name = given  # type: ignore[assignment]
     if name != "auto":
         return Placement(device, getattr(torch, name))
-    # bfloat16 checkpoints are scored in float32 on a CPU: few processors multiply bfloat16 fast,
-    # and nothing of what a record gives away is lost in rounding.
+    # The checkpoint's own precision where the device multiplies in it: what a user of the model
+    # gets. Elsewhere float32, which is as fast there and rounds nothing away.
     stored = checkpoint_dtype
     if isinstance(stored, str):
         stored = getattr(torch, stored, None)
-    on_gpu = device.startswith("cuda") and isinstance(stored, torch.dtype)
-    return Placement(device, stored if on_gpu and stored is not None else torch.float32)
+    own = isinstance(stored, torch.dtype) and (
+        device.startswith("cuda") or (stored == torch.bfloat16 and multiplies_bfloat16())
+    )
+    return Placement(device, stored if own and stored is not None else torch.float32)
+
+
+# Of x86 processors (one of them is enough), and of ARM's.
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor multiplies matrices in bfloat16 itself; elsewhere it is emulated.
+
+    Args:
+        cpuinfo: Where the kernel lists what the processor can do.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    flags = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return not BFLOAT16_FLAGS.isdisjoint(next(flags, "").split())

@@ -33,10 +33,13 @@ from auditor.files import cannot_write, write_text, written_whole
 from auditor.results import ModelIdentity, Result
 from auditor.scoring.scores import Scores
 
-STORE_VERSION = 1
-# Tokens of a shard: small enough that little is lost when a run is killed, large enough that a
-# shard holds several batches. A million records of 200 tokens make some 6,000 of them.
+STORE_VERSION = 2
+# Tokens of a shard at most: small enough that little is lost when a run is killed, large enough that
+# a shard holds several batches. A million records of 200 tokens make some 6,000 of them.
 SHARD_TOKENS = 2**15
+# A small audit is cut finer, so that two processes or eight get equal shares of it.
+LEAST_SHARD_TOKENS = 2**12
+SHARDS = 64
 
 DIGITS = 16  # of a shard's digest, in its name
 COLUMNS = ("logp", "mu", "sigma", "hit")
@@ -78,6 +81,8 @@ class Shard(NamedTuple):
 def plan_shards(n_tokens: npt.NDArray[np.integer]) -> list[npt.NDArray[np.int64]]:
     """Share out records over shards: longest first, at most `SHARD_TOKENS` tokens in each.
 
+    Fewer tokens than would fill `SHARDS` shards are cut finer, down to `LEAST_SHARD_TOKENS`.
+
     Args:
         n_tokens: Tokens of each record, shape (n,).
 
@@ -86,7 +91,9 @@ def plan_shards(n_tokens: npt.NDArray[np.integer]) -> list[npt.NDArray[np.int64]
     """
     order = np.argsort(-n_tokens.astype(np.int64), kind="stable").astype(np.int64)
     filled = np.cumsum(n_tokens[order].astype(np.int64))
-    number = (filled - 1) // SHARD_TOKENS
+    total = int(filled[-1]) if len(filled) else 0
+    size = min(SHARD_TOKENS, max(LEAST_SHARD_TOKENS, -(-total // SHARDS)))
+    number = (filled - 1) // size
     cuts = np.flatnonzero(np.diff(number)) + 1
     return [part for part in np.split(order, cuts) if len(part)]
 

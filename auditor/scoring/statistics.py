@@ -78,7 +78,7 @@ class TokenStatistics(NamedTuple):
     hit: Tensor
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """Running sums of R rows; `target` is the target's logit, `hit` whether it leads so far."""
 
     maximum: Tensor
@@ -136,12 +136,17 @@ def statistics_of_logits(logits: Tensor, targets: Tensor) -> TokenStatistics:
 def _statistics(
     tile: Callable[[slice], Tensor], targets: Tensor, vocabulary: int, width: int
 ) -> TokenStatistics:
-    sums: _Sums | None = None
+    sums: Sums | None = None
     for start in range(0, vocabulary, width):
         logits = tile(slice(start, min(start + width, vocabulary)))
         sums = _add_tile(sums, logits, targets, start)
     if sums is None:
         raise ValueError("the vocabulary must not be empty")
+    return statistics_of_sums(sums)
+
+
+def statistics_of_sums(sums: Sums) -> TokenStatistics:
+    """What the sums over the whole vocabulary say."""
     log_s = sums.s.log()
     mean = sums.a / sums.s
     variance = sums.b / sums.s - mean * mean
@@ -156,7 +161,7 @@ def _statistics(
     )
 
 
-def _add_tile(sums: _Sums | None, logits: Tensor, targets: Tensor, start: int) -> _Sums:
+def _add_tile(sums: Sums | None, logits: Tensor, targets: Tensor, start: int) -> Sums:
     """Add columns `start..` to the running sums; `logits` is used up."""
     top = logits.amax(dim=1)
     at = targets - start
@@ -185,7 +190,7 @@ def _add_tile(sums: _Sums | None, logits: Tensor, targets: Tensor, start: int) -
     a = old_a + weights.sum(dim=1)
     weights.mul_(z)
     b = old_b + weights.sum(dim=1)
-    return _Sums(new, s, a, b, target, hit)
+    return Sums(new, s, a, b, target, hit)
 
 
 def _first_of_equals(leads: Tensor, logits: Tensor, at: Tensor, top: Tensor) -> None:

@@ -140,7 +140,8 @@ def test_beside_a_reference_it_is_asked_twice(
     made, imitated = stored and stored.receipt, result.variant("bnb-int8").receipt
     assert made is not None
     assert imitated is not None
-    assert 0 < made.relative_error == pytest.approx(imitated.relative_error, rel=1e-4)
+    # In bfloat16 the noise is rounded with the weights that it is added to.
+    assert 0 < made.relative_error == pytest.approx(imitated.relative_error, rel=1e-3)
 
 
 def test_a_finished_audit_with_noise_can_be_read(

@@ -47,14 +47,12 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
     from auditor.records import read_records
     from auditor.report.progress import Silent
     from auditor.run import read_result
-    from auditor.scoring.threads import set_threads
     from auditor.scoring.variants import score_variant
     from auditor.subject import about, open_subjects, passes
 
     started, begin = datetime.now(UTC), time.perf_counter()
     display = display or Silent()
     ranks = processes()
-    set_threads()
     output = Path(config.output_path)
     subjects = open_subjects(config)
 

@@ -150,7 +150,7 @@ class PeakMemory:
 
 
 def place(config: Shared, checkpoint_dtype: "torch.dtype | str | None") -> "Placement":
-    """Where models go and in which precision.
+    """Where models go and in which precision; torch is given the threads that it may use.
 
     Args:
         config: Its `device` and `dtype` (or `--model-args dtype=`) decide.
@@ -163,7 +163,9 @@ def place(config: Shared, checkpoint_dtype: "torch.dtype | str | None") -> "Plac
 
     from auditor.compress.checkpoint import Placement
     from auditor.dist import processes
+    from auditor.scoring.threads import set_threads
 
+    set_threads()
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

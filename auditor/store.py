@@ -34,8 +34,8 @@ from auditor.results import ModelIdentity, Result
 from auditor.scoring.scores import Scores
 
 STORE_VERSION = 2
-# Tokens of a shard at most: small enough that little is lost when a run is killed, large enough that
-# a shard holds several batches. A million records of 200 tokens make some 6,000 of them.
+# Tokens of a shard at most: small enough that little is lost when a run is killed, large enough
+# that a shard holds several batches. A million records of 200 tokens make some 6,000 of them.
 SHARD_TOKENS = 2**15
 # A small audit is cut finer, so that two processes or eight get equal shares of it.
 LEAST_SHARD_TOKENS = 2**12

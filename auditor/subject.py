@@ -185,6 +185,7 @@ def passes(
             ),
             placement=subject.placement,
             identity=subject.identity,
+            materialise=config.materialise,
         )
 
     def add_variant(name: str, subject: Subject, spec: VariantSpec) -> None:

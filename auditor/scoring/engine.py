@@ -20,6 +20,7 @@ from auditor.scoring.batches import (
 )
 from auditor.scoring.encode import Encoded
 from auditor.scoring.head import take_apart
+from auditor.scoring.packing import can_pack, is_variable_length, pack
 from auditor.scoring.scores import Scores
 from auditor.scoring.statistics import TokenStatistics, statistics_of_logits, token_statistics
 
@@ -65,6 +66,12 @@ class Engine:
 
     def __post_init__(self) -> None:
         self._trunk = take_apart(self.model, self.device)
+        body = self._trunk.body
+        self._packs = (
+            body is not None
+            and is_variable_length(self.model)
+            and can_pack(self.model, body, self.device)
+        )
         config = self.model.config.get_text_config()
         if isinstance(self.batch_size, int):
             self._budget = Budget(2**62, self.batch_size)
@@ -109,6 +116,25 @@ class Engine:
     def _forward(self, batch: Sequence[Encoded]) -> TokenStatistics:
         """One pass: the facts of the scored tokens of the batch, on the device."""
         self.counters.n_passes += 1
+        statistics = self._packed(batch) if len(batch) > 1 else None
+        if statistics is None:
+            statistics = self._padded(batch)
+        self.on_batch(len(batch), sum(len(record.ids) for record in batch))
+        return statistics
+
+    def _packed(self, batch: Sequence[Encoded]) -> TokenStatistics | None:
+        """The facts from one row of all records, where the model's attention tells them apart."""
+        body, head = self._trunk.body, self._trunk.head
+        if not self._packs or body is None or head is None:
+            return None
+        row = pack(batch, self.device)
+        states = body(
+            input_ids=row.ids, position_ids=row.position_ids, use_cache=False, **row.kwargs
+        )[0][0]
+        return token_statistics(states[row.rows], row.targets, head=head)
+
+    def _padded(self, batch: Sequence[Encoded]) -> TokenStatistics:
+        """The facts from a row for each record."""
         ids = pad(batch, self.pad_id, self.device)
         # Position t - 1 speaks of token t: rows that lead to padding or to the prompt are left out
         # before the head, and never cost a product with the vocabulary.
@@ -119,11 +145,7 @@ class Engine:
             ]
         )
         targets = np.concatenate([np.asarray(record.ids[record.first :]) for record in batch])
-        statistics = self._statistics(
-            ids, to_device(rows, self.device), to_device(targets, self.device)
-        )
-        self.on_batch(len(batch), sum(len(record.ids) for record in batch))
-        return statistics
+        return self._statistics(ids, to_device(rows, self.device), to_device(targets, self.device))
 
     def _statistics(
         self, ids: torch.Tensor, picked: torch.Tensor, targets: torch.Tensor

@@ -101,6 +101,11 @@ def token_statistics(hidden: Tensor, targets: Tensor, *, head: Head) -> TokenSta
         float32 in nats, on the device of `hidden`. NaN or infinity in the logits stays visible as
         NaN or infinity.
     """
+    if hidden.device.type == "cuda":
+        from auditor.scoring import kernels
+
+        if kernels.applies(hidden, head=head):
+            return kernels.fused_statistics(hidden, targets, head=head)
     rows, columns = TILE_CPU if hidden.device.type == "cpu" else TILE_GPU
     vocabulary = head.weight.shape[0]
     width = vocabulary if head.module is not None else columns

@@ -16,6 +16,7 @@ from auditor.scoring.encode import Encoder
 from auditor.store import Manifest, VariantStore
 
 if TYPE_CHECKING:
+    from auditor.compress.materialise import How
     from auditor.compress.receipt import Receipt
     from auditor.records import Records
     from auditor.scoring.engine import Counters
@@ -32,6 +33,7 @@ class Pass:
         store: Where its scores go.
         placement: Where it runs.
         identity: Who it is, without its parameter count.
+        materialise: Whether packed weights are decompressed once to be scored.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Pass:
     store: VariantStore
     placement: Placement
     identity: ModelIdentity
+    materialise: "How" = "auto"
 
 
 def score_variant(
@@ -54,6 +57,8 @@ def score_variant(
         VariantError: It cannot be made here.
         StoreError: Its scores cannot be written.
     """
+    from auditor.compress.materialise import materialise
+
     found = plan.store.manifest()
     missing = plan.store.missing() if found is None else []
     # Nobody may write before everybody has looked: else two processes would share out two lists.
@@ -72,6 +77,9 @@ def score_variant(
         display.finish("left out")
         return manifest, nothing_run(plan.name)
     compress_s = time.perf_counter() - begin - made.load_s
+    begin = time.perf_counter()
+    made = materialise(made, plan.placement, how=plan.materialise)
+    load_s = made.load_s + time.perf_counter() - begin
     receipt = made.receipt
     begin = time.perf_counter()
     counters, broken = _score_shards(
@@ -79,7 +87,7 @@ def score_variant(
     )
     timing = Timing(
         variant=plan.name,
-        load_s=made.load_s,
+        load_s=load_s,
         compress_s=compress_s,
         forward_s=counters.forward_s,
         rest_s=max(0.0, time.perf_counter() - begin - counters.forward_s),

@@ -215,8 +215,9 @@ def _unpacking(layer: Any) -> Unpack | None:  # noqa: ANN401
     """How to unpack a layer; None where it is not packed, or rounds its inputs as well."""
     libraries = {kind.__module__.partition(".")[0] for kind in type(layer).__mro__}
     if "bitsandbytes" in libraries:
+        # What is in 4 bits has such a state: LLM.int8 has not, and an embedding is no Linear.
         is_four_bit = getattr(getattr(layer, "weight", None), "quant_state", None) is not None
-        return _bitsandbytes if is_four_bit else None
+        return _bitsandbytes if is_four_bit and isinstance(layer, nn.Linear) else None
     if "hqq" in libraries:
         return _hqq
     if isinstance(getattr(layer, "qweight", None), Tensor):

@@ -37,7 +37,11 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
-	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.floor --dtype float32,bfloat16
+	$(BIN)/python -m benchmarks.scoring --dtype float32,bfloat16
+	$(BIN)/python -m benchmarks.memory head
+	$(BIN)/python -m benchmarks.memory records
+	$(BIN)/python -m benchmarks.materialise
 	$(BIN)/python -m benchmarks.audit
 
 clean:

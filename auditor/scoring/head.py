@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from auditor.scoring.statistics import Head
 
@@ -80,7 +81,8 @@ def _candidates(config: Any, projection: nn.Module) -> list[Head]:  # noqa: ANN4
     if not isinstance(weight, Tensor):
         return []
     # A subclass of Linear may pack its weights or add to the product: its own forward is called.
-    plain = type(projection) is nn.Linear and weight.is_floating_point()
+    packed = is_traceable_wrapper_subclass(weight)
+    plain = type(projection) is nn.Linear and not packed and weight.is_floating_point()
     module = None if plain else projection
     vocabulary = int(getattr(projection, "out_features", 0) or config.vocab_size)
     if not plain:

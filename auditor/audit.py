@@ -47,7 +47,7 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
     from auditor.records import read_records
     from auditor.report.progress import Silent
     from auditor.run import read_result
-    from auditor.scoring.variants import score_variant
+    from auditor.scoring.pipeline import score_versions
     from auditor.subject import about, open_subjects, passes
 
     started, begin = datetime.now(UTC), time.perf_counter()
@@ -68,12 +68,15 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
         root = store.claim(output, about(subjects, records), is_main=ranks.is_main)
         ranks.wait()
         plan = passes(config, subjects, records, calibrations=calibrations, root=root)
-        manifests, timings = {}, []
-        for name, step in plan.items():
-            manifests[name], timing = score_variant(
-                step, records, batch_size=config.batch_size, ranks=ranks, display=display
-            )
-            timings.append(timing)
+        manifests, timings = score_versions(
+            plan,
+            records,
+            checkpoint=subjects.model.checkpoint,
+            placement=subjects.model.placement,
+            batch_size=config.batch_size,
+            ranks=ranks,
+            display=display,
+        )
         if ranks.is_main:
             clock = time.perf_counter()
             display.note("searching the checkpoints for records")

@@ -21,9 +21,11 @@ from auditor.results import (
 from auditor.stats.figures import attack_result, compare
 from auditor.store import Manifest
 from auditor.subject import REFERENCE, Subjects
+from auditor.workers import in_order
 
 if TYPE_CHECKING:
     from auditor.blind import Blind
+    from auditor.leakage.blocks import Blocks
     from auditor.leakage.judge import Judged
     from auditor.records import Records
     from auditor.run import Run
@@ -100,6 +102,8 @@ def judge(
         ModelError: The original or the reference has scores that are not finite.
         StoreError: A shard is damaged.
     """
+    from auditor.leakage.wanted import is_wanted, making_of
+
     for name in (ORIGINAL, REFERENCE):
         if name in manifests and manifests[name].status == "broken":
             raise ModelError(
@@ -113,21 +117,30 @@ def judge(
         same_tokens=subjects.same_tokens,
     )
     reference = plan[REFERENCE].store if REFERENCE in plan else None
-    signals = {
-        name: compute_signals(
-            step.store,
-            attacks,
-            is_member=records.is_member,
-            reference=reference,
-            same_tokens=subjects.same_tokens,
-        )
+    stores = {
+        name: step.store
         for name, step in plan.items()
         if name != REFERENCE and manifests[name].status == "ok"
     }
-    variants = [
-        _variant(config, records, spec=spec, manifest=manifests[spec.label], signals=signals)
-        for spec in config.variant_specs
-    ]
+    # While a shard is at hand: all that is made of token statistics is made in one reading.
+    making = (
+        making_of(config, list(stores), n_records=len(records), same_tokens=subjects.same_tokens)
+        if is_wanted(config)
+        else None
+    )
+    signals = compute_signals(
+        stores,
+        attacks,
+        is_member=records.is_member,
+        reference=reference,
+        same_tokens=subjects.same_tokens,
+        beside=making,
+    )
+
+    def judged_alone(spec: VariantSpec) -> VariantResult:
+        return _variant(config, records, spec, manifest=manifests[spec.label], signals=signals)
+
+    variants = list(in_order(judged_alone, config.variant_specs))
     usable = {result.variant for result in variants if result.status == "ok"}
     comparisons = compare(
         {name: found.by_attack for name, found in signals.items() if name in usable},
@@ -157,14 +170,18 @@ def judge(
             if is_noise(name) and found.status == "broken"
         },
     )
-    return found._replace(judged=_beyond(config, records, plan, found, subjects, shadows=shadows))
+    if making is None:
+        return found
+    blocks = making.made()
+    judged = _beyond(config, records, plan, found, subjects, blocks=blocks, shadows=shadows)
+    return found._replace(judged=judged)
 
 
 def _variant(
     config: AuditConfig,
     records: "Records",
-    *,
     spec: VariantSpec,
+    *,
     manifest: Manifest,
     signals: Mapping[str, Signals],
 ) -> VariantResult:
@@ -212,16 +229,15 @@ def _beyond(
     findings: Findings,
     subjects: Subjects,
     *,
+    blocks: "Blocks",
     shadows: "Sequence[Run]",
-) -> "Judged | None":
-    """What versions give away beside each other and together, where that was asked for."""
+) -> "Judged":
+    """What versions give away beside each other and together."""
     from auditor.leakage.evidence import Evidence
-    from auditor.leakage.judge import is_wanted, judge_leakage
+    from auditor.leakage.judge import judge_leakage
     from auditor.leakage.shadow_runs import read_shadow
 
     usable = [found for found in findings.variants if found.status == "ok"]
-    if not is_wanted(config):
-        return None
     evidence = Evidence(
         ids=records.ids,
         is_member=records.is_member,
@@ -244,6 +260,7 @@ def _beyond(
             for found in findings.variants
             if found.status != "ok"
         },
+        blocks=blocks,
     )
     return judge_leakage(evidence, config, shadow=read_shadow(shadows, config))
 

@@ -116,8 +116,8 @@ def _add_questions(table: Table, config: AuditConfig, *, has_reference: bool) ->
     """What is asked about more than one version, named before a score is seen; how many times."""
     from collections import Counter
 
-    from auditor.leakage.judge import is_wanted, may_ask
     from auditor.leakage.questions import questions
+    from auditor.leakage.wanted import is_wanted, may_ask
 
     if not is_wanted(config):
         return 0

@@ -66,11 +66,10 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
         context_tokens,
         load_tokenizer,
         open_checkpoint,
-        quiet_transformers,
     )
     from auditor.compress.make import check_possible, compress
     from auditor.compress.measure import stored_dtype
-    from auditor.compress.quiet import quietly
+    from auditor.compress.quiet import quiet_transformers, quietly
     from auditor.environment import place
 
     out = _free(Path(config.out).expanduser())
@@ -209,9 +208,9 @@ def load_written(folder: Path, placement: "Placement", *, remote_code: bool = Fa
     """
     from transformers import AutoModelForCausalLM
 
-    from auditor.compress.checkpoint import quantization_of, quiet_transformers
+    from auditor.compress.checkpoint import quantization_of
     from auditor.compress.matrices import cast_plain
-    from auditor.compress.quiet import quietly
+    from auditor.compress.quiet import quiet_transformers, quietly
 
     loader: Any = AutoModelForCausalLM
     with quiet_transformers(), quietly():

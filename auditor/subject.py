@@ -175,7 +175,15 @@ def passes(
     shards = plan_shards(records.n_tokens)
     found: dict[str, Pass] = {}
 
-    def add(name: str, subject: Subject, make: Make, fingerprint: Mapping[str, Any]) -> None:
+    def add(
+        name: str,
+        subject: Subject,
+        make: Make,
+        fingerprint: Mapping[str, Any],
+        *,
+        beside: bool,
+        after: str | None = None,
+    ) -> None:
         found[name] = Pass(
             name=name,
             make=lambda: make(subject.checkpoint, subject.placement),
@@ -186,6 +194,8 @@ def passes(
             placement=subject.placement,
             identity=subject.identity,
             materialise=config.materialise,
+            beside=beside,
+            after=after,
         )
 
     def add_variant(name: str, subject: Subject, spec: VariantSpec) -> None:
@@ -195,13 +205,27 @@ def passes(
             fingerprint["calibration"] = calibration.use.sha256
         if version := subjects.published.get(spec.label):
             fingerprint["checkpoint"] = version.checkpoint.sha256
-        add(name, subject, lambda c, p: compress(c, spec, p, calibration=calibration), fingerprint)
+        beside = COMPRESSORS[spec.id].beside and subject is subjects.model
+        add(
+            name,
+            subject,
+            lambda c, p: compress(c, spec, p, calibration=calibration),
+            fingerprint,
+            beside=beside,
+        )
 
     def add_noise(like: VariantStore) -> None:
         name, seed = noise_name(like.name), config.seed
         fingerprint = _fingerprint(subjects.model, original, records.summary.sha256)
         fingerprint |= {"variant": name, "noise_like": like.fingerprint, "seed": seed}
-        add(name, subjects.model, lambda c, p: imitate(c, like, p, seed=seed), fingerprint)
+        add(
+            name,
+            subjects.model,
+            lambda c, p: imitate(c, like, p, seed=seed),
+            fingerprint,
+            beside=True,
+            after=like.name,
+        )
 
     original, *others = config.variant_specs
     add_variant(original.label, subjects.model, original)

@@ -253,7 +253,7 @@ def test_names_are_text_and_not_markup(compared: ComparedRuns) -> None:
 def test_notes_say_what_else_differs(
     later: dict[str, Any], subject: dict[str, Any], first: Path, tmp_path: Path
 ) -> None:
-    changes = {"variants": "original", "dtype": "bfloat16", "primary": "loss"}
+    changes = {"variants": "original", "dtype": "float16", "primary": "loss"}
     other = audited(later, tmp_path / "run", reference=subject["model"], **changes)
     found = compare_runs(first, other)
     assert [(note.code, note.severity) for note in found.notes] == [

@@ -299,7 +299,7 @@ def test_no_feature_is_given_a_label_or_a_position() -> None:
     """By construction: what makes features takes token statistics and names, nothing else."""
     allowed = {
         "scores", "first", "second", "stores", "pairs", "n_records", "reference",
-        "same_tokens", "original", "beside",
+        "same_tokens", "original", "beside", "learned",
     }  # fmt: skip
     for function in (
         version_features, pair_features, distant_features, length_features,

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, norm
 
-from auditor.stats import paired
-from auditor.stats.paired import holm, paired_auc, paired_tpr, paired_tpr_draws
+from auditor.stats import paired_draws
+from auditor.stats.paired import holm, paired_auc, paired_tpr
+from auditor.stats.paired_draws import paired_tpr_draws
 from auditor.stats.roc import auc, tpr_at_fpr
 from tests.test_stats_roc import psi, ranked
 
@@ -128,7 +129,7 @@ def test_differences_are_those_of_the_single_figures_whatever_the_ties(data):
 @pytest.mark.parametrize("rho", [0.0, 0.95])
 @pytest.mark.parametrize("chunk_cells", [50_000, 2_000_000])
 def test_drawn_differences_are_those_of_plain_resampling(monkeypatch, digits, rho, chunk_cells):
-    monkeypatch.setattr(paired, "CHUNK_CELLS", chunk_cells)
+    monkeypatch.setattr(paired_draws, "CHUNK_CELLS", chunk_cells)
     m, n, k, draws = 30, 60, 3, 10_000
     x_m, x_n, y_m, y_n = sides = correlated(m, n, rho=rho, digits=digits)
     ours = paired_tpr_draws(*sides, fpr=k / n, draws=draws, seed=2)

@@ -7,6 +7,7 @@ more likely a member.
 import numpy as np
 import numpy.typing as npt
 
+from auditor.attacks.ragged import rank_within, sorted_within
 from auditor.scoring.scores import Float64, Scores
 
 K = 0.2
@@ -84,10 +85,8 @@ def mean_of_smallest(scores: Scores, values: npt.NDArray[np.floating], *, k: flo
         values: Shape (T,).
         k: Share; n = max(1, int(k * tokens)) values are taken.
     """
-    owner = scores.record_of_token
-    order = np.lexsort((values, owner))
-    rank = np.arange(len(values)) - np.repeat(scores.offsets[:-1], scores.n_tokens)
-    count = np.maximum(1, (k * scores.n_tokens).astype(np.int64))
-    kept = rank < np.repeat(count, scores.n_tokens)
-    total: Float64 = scores.sums(np.where(kept, values[order], 0.0)) / count
+    lengths = scores.n_tokens
+    count = np.maximum(1, (k * lengths).astype(np.int64))
+    kept = rank_within(lengths) < np.repeat(count, lengths)
+    total: Float64 = scores.sums(np.where(kept, sorted_within(values, lengths), 0.0)) / count
     return total

@@ -44,12 +44,16 @@ class Compressor:
         options: The pydantic model of its options.
         summary: One line for `list variants`.
         requires: Distributions that it needs beyond the core, as pip spells them.
+        beside: Whether it may work while another version is scored: it gets the original from
+            `load_model` without further arguments, and changes nothing that the process shares
+            (torch's default dtype and generator, streams, the environment).
     """
 
     make: str
     options: type[Options]
     summary: str
     requires: tuple[str, ...] = ()
+    beside: bool = True
 
     @property
     def is_calibrated(self) -> bool:
@@ -73,24 +77,28 @@ COMPRESSORS: dict[str, Compressor] = {
         Int8Options,
         "LLM.int8: 8-bit weights and activations",
         BNB,
+        beside=False,
     ),
     "bnb-nf4": Compressor(
         "auditor.compress.bitsandbytes:make_nf4",
         FourBitOptions,
         "4-bit NormalFloat weights, blocks of 64",
         BNB,
+        beside=False,
     ),
     "bnb-fp4": Compressor(
         "auditor.compress.bitsandbytes:make_fp4",
         FourBitOptions,
         "4-bit float weights, blocks of 64",
         BNB,
+        beside=False,
     ),
     "gptq": Compressor(
         "auditor.compress.gptq:make",
         GptqOptions,
         "weights rounded so that the layer's outputs on calibration texts change least",
         GPTQ,
+        beside=False,
     ),
     "int8": Compressor(
         "auditor.compress.torchao:make_int8", Options, "8-bit weights, a scale a row", TORCHAO
@@ -136,6 +144,7 @@ COMPRESSORS: dict[str, Compressor] = {
         CheckpointOptions,
         "a version that was published: GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF, HQQ, "
         "torchao, pruned",
+        beside=False,
     ),
 }
 # Formats that are published and cannot be made here, with what to do instead.

@@ -8,14 +8,15 @@ import hashlib
 import json
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from auditor.compress.hub import find_folder
+from auditor.compress.kept import KEPT
+from auditor.compress.quiet import quiet_transformers
 from auditor.compress.weights import (
     first_line,
     model_sha256,
@@ -255,7 +256,11 @@ def _remote_code(name: str) -> ModelError:
 
 
 def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "PreTrainedModel":  # noqa: ANN401
-    """Load the weights: eval mode, no gradients, on `placement`.
+    """The model with its weights: eval mode, no gradients, on `placement`.
+
+    Safetensors are memory-mapped: on a CPU, weights that are stored in the dtype that is asked for
+    are pages of the file until they are written to; all others are cast or copied from its pages,
+    tensor by tensor. Where the original is kept (`auditor.compress.kept`), this is a copy of it.
 
     Args:
         checkpoint: What to load.
@@ -265,10 +270,21 @@ def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "Pr
     Raises:
         ModelError: The weights do not fit the configuration, or some are missing.
     """
+    if more:  # a library that compresses while it loads is timed as compressing
+        return _read(checkpoint, placement, **more)
+    begin, kept = time.perf_counter(), KEPT.get()
+    if kept is not None and kept.is_of(checkpoint, placement):
+        model = kept.take(lambda: _read(checkpoint, placement))
+    else:
+        model = _read(checkpoint, placement)
+    LOADED_S.set(LOADED_S.get() + time.perf_counter() - begin)
+    return model
+
+
+def _read(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "PreTrainedModel":  # noqa: ANN401
     import torch
     from transformers import AutoModelForCausalLM
 
-    begin = time.perf_counter()
     must = f"{checkpoint.name} must hold weights that fit its config.json"
     loader: Any = AutoModelForCausalLM
     try:
@@ -297,10 +313,7 @@ def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "Pr
         raise ModelError(
             must, seen=first_line(error), fix="give the folder that save_pretrained wrote"
         ) from error
-    ready = whole_model(checkpoint.name, model, info["missing_keys"])
-    if not more:  # a library that compresses while it loads is timed as compressing
-        LOADED_S.set(LOADED_S.get() + time.perf_counter() - begin)
-    return ready
+    return whole_model(checkpoint.name, model, info["missing_keys"])
 
 
 def whole_model(name: str, model: Any, missing_keys: Iterable[str]) -> "PreTrainedModel":  # noqa: ANN401
@@ -319,23 +332,6 @@ def whole_model(name: str, model: Any, missing_keys: Iterable[str]) -> "PreTrain
         )
     ready: PreTrainedModel = model.eval().requires_grad_(requires_grad=False)
     return ready
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no load reports: what matters in them is raised as an error."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def load_tokenizer(checkpoint: Checkpoint, tokenizer: str | None = None) -> Any:  # noqa: ANN401

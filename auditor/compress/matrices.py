@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from auditor.compress.checkpoint import Checkpoint
+from auditor.compress.kept import KEPT
 
 
 class Matrix(NamedTuple):
@@ -80,6 +81,13 @@ def embedding_weight(model: Any) -> Tensor | None:  # noqa: ANN401
 
 def skeleton(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
     """The checkpoint's model with shapes and no weights, whatever its weights are packed in."""
+    kept = KEPT.get()
+    found = kept.bones(checkpoint) if kept is not None else None
+    return new_skeleton(checkpoint) if found is None else found
+
+
+def new_skeleton(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
+    """The same, built anew: torch's default dtype is another one meanwhile, in every thread."""
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(checkpoint.config)

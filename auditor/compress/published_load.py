@@ -17,13 +17,12 @@ from auditor.compress.checkpoint import (
     Checkpoint,
     Placement,
     load_model,
-    quiet_transformers,
     whole_model,
 )
 from auditor.compress.formats import Format
 from auditor.compress.matrices import skeleton
 from auditor.compress.measure import held_tensors
-from auditor.compress.quiet import quietly
+from auditor.compress.quiet import quiet_transformers, quietly
 from auditor.compress.weights import first_line, weight_files
 from auditor.errors import ModelError, VariantError
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
-from typing import TextIO
+from typing import Any, TextIO
 
 # Both speak while torchao is imported, which transformers does wherever it is installed: of
 # kernels for GPUs that are not here, and of a habit of torchao's that torch will drop.
@@ -58,6 +58,23 @@ def quietly(**environment: str) -> Iterator[None]:
         for name in os.environ.keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no load reports: what matters in them is raised as an error."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @cache

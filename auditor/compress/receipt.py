@@ -111,7 +111,8 @@ class Receipt(Part):
     compress_peak_bytes: int = Field(
         default=0,
         description="Memory that making it took at its peak, above what was held before: resident "
-        "memory on a CPU, allocated memory on a GPU; 0 where the system does not tell.",
+        "memory on a CPU, allocated memory on a GPU; 0 where the system does not tell. With what "
+        "scoring took meanwhile, where it was made while another version was scored.",
     )
     calibration: CalibrationUse | None = Field(
         default=None, description="The texts that the compressor looked at, where it needs some."

@@ -90,6 +90,15 @@ class Attackers:
         for base, found in zip(todo, self._fit_all(todo, size=size), strict=True):
             self._bases[base] = found
 
+    def base(self, base: Holding) -> Fitted:
+        """One part, cross-fitted."""
+        self.prepare([base])
+        return self._bases[base]
+
+    def take(self, base: Holding, fitted: Fitted) -> None:
+        """Take a part as it was fitted elsewhere, on the same features, sides and folds."""
+        self._bases[base] = fitted
+
     def learned(self, holding: Holding) -> Learned:
         """The signal of an attacker."""
         if holding in self._signals:

@@ -1,17 +1,20 @@
 """The features of all records, block by block: a version, a pair of versions, the lengths.
 
-Shards of all versions speak of the same records, so that they are read side by side and no more
-than one shard of each is held. What is kept is float32: 27 numbers a version and 31 a pair.
+Shards of all versions speak of the same records, so that they are read side by side and a thread
+holds no more than one of each. What is kept is float32: 27 numbers a version and 31 a pair, and
+nothing of them where nobody learns from it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from auditor.attacks import ATTACKS
+from auditor.attacks.signals import over_shards
 from auditor.leakage.features import (
     N_LENGTHS,
     distant_features,
@@ -23,6 +26,7 @@ from auditor.scoring.scores import Float64, Scores
 from auditor.store import VariantStore
 
 Float32 = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 Pair = tuple[str, str]
 
 
@@ -31,7 +35,8 @@ class Blocks(NamedTuple):
 
     Attributes:
         lengths: float32, shape (n, 4).
-        versions: By version, float32, shape (n, 27).
+        versions: By version, float32, shape (n, 27); empty, as references and pairs, where only
+            the training-free attacks were asked for.
         references: What the reference adds to a version, shape (n, 31), or (n, 2) where it has
             another tokenizer; empty without a reference.
         pairs: By pair, float32, shape (n, 31).
@@ -59,6 +64,59 @@ class Blocks(NamedTuple):
         return np.concatenate([self.versions[name], *beside, self.lengths], axis=1)
 
 
+class Making:
+    """The features of all records while their scores are read, shard by shard.
+
+    Args:
+        pairs: Pairs of versions whose difference is wanted.
+        original: Name of the original.
+        n_records: n.
+        same_tokens: Whether the reference has the model's tokenizer.
+        learned: Whether anybody learns from features; else there are only the training-free SR
+            signals.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        original: str,
+        n_records: int,
+        same_tokens: bool = True,
+        learned: bool = True,
+    ) -> None:
+        self._pairs = tuple(pairs)
+        self._original = original
+        self._n = n_records
+        self._same_tokens = same_tokens
+        self._learned = learned
+        self._blocks: Blocks | None = None
+        self._room = Lock()
+
+    def __call__(
+        self, records: Rows, scores: Mapping[str, Scores], reference: Scores | None
+    ) -> None:
+        """Take a shard; from several threads at once, each with other records."""
+        part = of_scores(
+            scores,
+            self._pairs,
+            original=self._original,
+            beside=reference,
+            same_tokens=self._same_tokens,
+            learned=self._learned,
+        )
+        with self._room:
+            if self._blocks is None:
+                self._blocks = _empty_like(part, self._n)
+        _put(self._blocks, records, part)
+
+    def made(self) -> Blocks:
+        """The features, once every shard was taken."""
+        if self._blocks is None:
+            raise ValueError("there must be records")
+        return self._blocks
+
+
 def read_blocks(
     stores: Mapping[str, VariantStore],
     pairs: Sequence[Pair],
@@ -66,41 +124,31 @@ def read_blocks(
     n_records: int,
     reference: VariantStore | None = None,
     same_tokens: bool = True,
+    learned: bool = True,
 ) -> Blocks:
     """Make the features of all records from stored scores.
 
     Args:
         stores: By version, the original first; all with finite scores.
-        pairs: Pairs of versions whose difference is wanted.
+        pairs: As for `Making`.
         n_records: n.
         reference: Scores of the reference model, or None.
         same_tokens: Whether it has the model's tokenizer.
+        learned: As for `Making`.
 
     Raises:
         StoreError: A shard is missing or damaged.
     """
-    original = next(iter(stores))
-    blocks: Blocks | None = None
-    for rows, by_version, beside in _side_by_side(stores, reference):
-        part = of_scores(
-            by_version, pairs, original=original, beside=beside, same_tokens=same_tokens
-        )
-        if blocks is None:
-            blocks = _empty_like(part, n_records)
-        _put(blocks, rows, part)
-    if blocks is None:
-        raise ValueError("there must be records")
-    return blocks
-
-
-def _side_by_side(
-    stores: Mapping[str, VariantStore], reference: VariantStore | None
-) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Scores], Scores | None]]:
-    """The shards of all versions, and of the reference, with the records that they hold."""
-    others = [reference] if reference is not None else []
-    for shards in zip(*(store.read() for store in (*stores.values(), *others)), strict=True):
-        own = dict(zip(stores, (shard.scores for shard in shards), strict=False))
-        yield shards[0].records, own, shards[-1].scores if others else None
+    making = Making(
+        pairs,
+        original=next(iter(stores)),
+        n_records=n_records,
+        same_tokens=same_tokens,
+        learned=learned,
+    )
+    for _ in over_shards(stores, reference, making):
+        pass
+    return making.made()
 
 
 def of_scores(
@@ -110,6 +158,7 @@ def of_scores(
     original: str,
     beside: Scores | None,
     same_tokens: bool,
+    learned: bool = True,
 ) -> Blocks:
     """The features of the records of some scores.
 
@@ -119,13 +168,14 @@ def of_scores(
         original: Name of the original.
         beside: The reference's scores of these records, or None.
         same_tokens: Whether it has the model's tokenizer.
+        learned: As for `Making`.
     """
 
     def single(block: npt.NDArray[np.floating]) -> Float32:
         return block.astype(np.float32)
 
     references = {}
-    if beside is not None:
+    if beside is not None and learned:
         for name, own in scores.items():
             references[name] = single(
                 pair_features(beside, own)
@@ -137,9 +187,14 @@ def of_scores(
     beside_original = {name: replace(first, reference=other) for name, other in scores.items()}
     return Blocks(
         lengths=single(length_features(first)),
-        versions={name: single(version_features(own)) for name, own in scores.items()},
+        versions={
+            name: single(version_features(scores[name])) for name in (scores if learned else ())
+        },
         references=references,
-        pairs={pair: single(pair_features(scores[pair[0]], scores[pair[1]])) for pair in pairs},
+        pairs={
+            (first_of, second): single(pair_features(scores[first_of], scores[second]))
+            for first_of, second in (pairs if learned else ())
+        },
         gaps={
             attack: {name: function(found) for name, found in beside_original.items()}
             for attack, function in _training_free().items()
@@ -172,7 +227,7 @@ def _empty_like(part: Blocks, n: int) -> Blocks:
     )
 
 
-def _put(blocks: Blocks, rows: npt.NDArray[np.int64], part: Blocks) -> None:
+def _put(blocks: Blocks, rows: Rows, part: Blocks) -> None:
     blocks.lengths[rows] = part.lengths
     for kept, found in (
         (blocks.versions, part.versions),

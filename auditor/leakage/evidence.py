@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from auditor.config import AuditConfig
+from auditor.leakage.blocks import Blocks
 from auditor.leakage.bounds import check_supported, parse_bound
 from auditor.leakage.folds import Rows, must_fill
 from auditor.leakage.learners import Bools, Float64
@@ -32,6 +33,7 @@ class Evidence(NamedTuple):
         perplexities: On nonmembers, by version.
         primary: The attack named before the run.
         left_out: Versions that are not judged, with the reason.
+        blocks: Features that were made when the scores were read; None: they are still to be made.
     """
 
     ids: npt.NDArray[np.str_]
@@ -45,6 +47,7 @@ class Evidence(NamedTuple):
     perplexities: Mapping[str, float]
     primary: str
     left_out: Mapping[str, str]
+    blocks: Blocks | None = None
 
     @property
     def order(self) -> tuple[str, ...]:

@@ -24,11 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from auditor.attacks import single
+from auditor.attacks.ragged import rank_within, sorted_within
 from auditor.scoring.scores import Float64, Int64, Scores
 
 VERSION_QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 PAIR_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 TAIL = 0.1  # share of a record's tokens that count as its largest moves
+N_VERSION = 27
+N_PAIR = 31
 N_LENGTHS = 4
 N_DISTANT = 2
 
@@ -56,16 +59,20 @@ class Spread(NamedTuple):
         """Mean of each record, 0 where it is empty."""
         return np.asarray(self.sums(self.values) / np.maximum(self.counts, 1), dtype=np.float64)
 
-    def moments(self) -> tuple[Float64, Float64, Float64]:
-        """Mean, deviation and skewness of each record; 0 where they are not defined."""
+    def moments(self) -> tuple[Float64, Float64]:
+        """Mean and deviation of each record; 0 where it is empty."""
         mean = self.mean()
+        square = self.sums((self.values - np.repeat(mean, self.counts)) ** 2)
+        return mean, np.sqrt(square / np.maximum(self.counts, 1))
+
+    def skewness(self, mean: Float64, deviation: Float64) -> Float64:
+        """Skewness of each record with these moments; 0 where it is not defined."""
         centred = self.values - np.repeat(mean, self.counts)
-        n = np.maximum(self.counts, 1)
-        deviation = np.sqrt(self.sums(centred**2) / n)
-        third = self.sums(centred**3) / n
+        # Not `centred**3`: a power is a logarithm and takes ten times as long.
+        third = self.sums(centred * centred * centred) / np.maximum(self.counts, 1)
         skewness = np.zeros_like(mean)
         np.divide(third, deviation**3, out=skewness, where=deviation > 1e-6)
-        return mean, deviation, skewness
+        return skewness
 
     def quantiles(self, shares: tuple[float, ...]) -> list[Float64]:
         """Quantiles of each record, interpolated as by `numpy.quantile`; 0 where it is empty."""
@@ -84,7 +91,7 @@ class Spread(NamedTuple):
     def tails(self) -> tuple[Float64, Float64]:
         """Mean of the smallest and of the largest tenth of each record, at least one value."""
         count = np.maximum(1, (TAIL * self.counts).astype(np.int64))
-        rank = np.arange(len(self.values)) - np.repeat(self.starts, self.counts)
+        rank = rank_within(self.counts)
         low = rank < np.repeat(count, self.counts)
         high = rank >= np.repeat(self.counts - count, self.counts)
         return (
@@ -93,19 +100,25 @@ class Spread(NamedTuple):
         )
 
 
-def spread(scores: Scores, values: npt.NDArray[np.floating], keep: npt.NDArray[np.bool_]) -> Spread:
+def spread(
+    scores: Scores, values: npt.NDArray[np.floating], keep: npt.NDArray[np.bool_] | None = None
+) -> Spread:
     """Sort the kept values within each record.
 
     Args:
         scores: Says which value belongs to which record.
         values: Shape (T,).
-        keep: Shape (T,): which of them count.
+        keep: Shape (T,): which of them count; all where it is left out.
     """
-    owner = scores.record_of_token[keep]
-    kept = values[keep].astype(np.float64)
-    order = np.lexsort((kept, owner))
-    counts = np.bincount(owner, minlength=len(scores)).astype(np.int64)
-    return Spread(kept[order], np.cumsum(counts) - counts, counts)
+    lengths = scores.n_tokens
+    if keep is None:
+        found = sorted_within(values, lengths)
+        return Spread(found.astype(np.float64), scores.offsets[:-1], lengths)
+    # Sent to the end of its record, what does not count is cut off there.
+    found = sorted_within(np.where(keep, values, np.inf), lengths)
+    counts = scores.sums(keep).astype(np.int64)
+    left = rank_within(lengths) < np.repeat(counts, lengths)
+    return Spread(found[left].astype(np.float64), np.cumsum(counts) - counts, counts)
 
 
 def standardised(scores: Scores) -> Float64:
@@ -123,7 +136,6 @@ def version_features(scores: Scores) -> Float64:
     Returns:
         float64, shape (n, 27).
     """
-    every = np.ones(len(scores.logp), dtype=np.bool_)
     n = scores.n_tokens
     columns = [
         single.loss(scores),
@@ -131,12 +143,14 @@ def version_features(scores: Scores) -> Float64:
         single.min_k(scores),
         single.min_k_plus_plus(scores),
     ]
-    logp = spread(scores, scores.logp, every)
-    _, deviation, skewness = logp.moments()
-    columns += [deviation, skewness, *logp.quantiles(VERSION_QUANTILES)]
-    standard = spread(scores, standardised(scores), every)
-    columns += [*standard.moments(), *standard.quantiles(VERSION_QUANTILES)]
+    logp = spread(scores, scores.logp)
+    mean, deviation = logp.moments()
+    columns += [deviation, logp.skewness(mean, deviation), *logp.quantiles(VERSION_QUANTILES)]
+    standard = spread(scores, standardised(scores))
+    mean, deviation = standard.moments()
+    columns += [mean, deviation, standard.skewness(mean, deviation)]
     columns += [
+        *standard.quantiles(VERSION_QUANTILES),
         scores.sums(scores.hit) / n,
         spread(scores, scores.logp, ~scores.hit).mean(),
         scores.sums(scores.mu) / n,
@@ -156,12 +170,11 @@ def pair_features(first: Scores, second: Scores) -> Float64:
         float64, shape (n, 31).
     """
     n = first.n_tokens
-    every = np.ones(len(first.logp), dtype=np.bool_)
     move = second.logp.astype(np.float64) - first.logp
     columns: list[Float64] = []
-    for keep in (every, ~first.hit):
+    for keep in (None, ~first.hit):
         found = spread(first, move, keep)
-        mean, deviation, _ = found.moments()
+        mean, deviation = found.moments()
         upward = found.sums((found.values > 0).astype(np.float64)) / np.maximum(found.counts, 1)
         columns += [mean, deviation, *found.quantiles(PAIR_QUANTILES), upward, *found.tails()]
     for change in (standardised(second) - standardised(first), second.mu - first.mu):

@@ -4,6 +4,7 @@ evidence -> features -> attackers (crossfit, shadow) -> settings, questions, con
                                                         releases, exposed records, epsilon
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -20,16 +21,26 @@ from auditor.leakage.controls import judge_controls
 from auditor.leakage.epsilon import epsilon_bounds
 from auditor.leakage.evidence import LEAST, Evidence, must_be_possible
 from auditor.leakage.exposed import find_exposed
+from auditor.leakage.features import N_LENGTHS, N_PAIR, N_VERSION
 from auditor.leakage.folds import Folds, draw_folds
-from auditor.leakage.learners import Float64
+from auditor.leakage.learners import Float64, one_thread
 from auditor.leakage.questions import Answering, answer, compare_learned, questions
 from auditor.leakage.releases import judge_releases
 from auditor.leakage.settings import Found, Levels, holdings, learned_by, result_of, training_free
 from auditor.leakage.shadow import Shadow, Shadowed
-from auditor.results import BestOf, Exposed, Leakage, LeakageComparison, Releases
+from auditor.leakage.wanted import learns, may_ask, wants
+from auditor.results import (
+    BestOf,
+    Exposed,
+    Leakage,
+    LeakageComparison,
+    Releases,
+    SettingResult,
+)
 from auditor.results.leakage import Supervision
 from auditor.stats.figures import adjusted, rate_name
 from auditor.stats.selection import best_of
+from auditor.workers import in_order
 
 PERMUTATIONS = 2000
 
@@ -88,18 +99,6 @@ class Case(NamedTuple):
         return "trees" in self.config.learners
 
 
-def wants(config: AuditConfig, attack: str) -> bool:
-    """Whether an attack was asked for, by its setting and, where names were given, by name."""
-    named = not config.attacks or attack in config.attacks
-    return named and ATTACKS[attack].setting in config.settings
-
-
-def is_wanted(config: AuditConfig) -> bool:
-    """Whether anything is to be judged here at all."""
-    beyond = [name for name, known in ATTACKS.items() if known.learned or known.setting != "NR"]
-    return any(wants(config, name) for name in beyond)
-
-
 def judge_leakage(
     evidence: Evidence, config: AuditConfig, *, shadow: Shadow | None = None
 ) -> Judged:
@@ -115,21 +114,24 @@ def judge_leakage(
         ConfigError: As for `must_be_possible`.
     """
     case = open_case(evidence, config, shadow=shadow)
-    found = _found(case)
-    main: Supervision = next(iter(case.attackers), "none")
-    columns = columns_of(found, case.evidence.order, main=main)
-    return Judged(_leakage(case, found), columns, _together(case, found))
+    # Log-odds are weighed in thousands of small products, which more threads would only slow down.
+    with one_thread() if case.attackers else nullcontext():
+        found = _found(case)
+        main: Supervision = next(iter(case.attackers), "none")
+        columns = columns_of(found, case.evidence.order, main=main)
+        return Judged(_leakage(case, found), columns, _together(case, found))
 
 
 def open_case(evidence: Evidence, config: AuditConfig, *, shadow: Shadow | None = None) -> Case:
     """Read the features and set up the attackers; arguments and errors as for `judge_leakage`."""
     must_be_possible(config, evidence.is_member)
-    blocks = read_blocks(
+    blocks = evidence.blocks or read_blocks(
         evidence.read,
         evidence.pairs(config),
         n_records=len(evidence.ids),
         reference=evidence.reference,
         same_tokens=evidence.same_tokens,
+        learned=learns(config),
     )
     left_out = dict(evidence.left_out)
     attackers = _attackers(evidence, config, blocks, shadow=shadow, left_out=left_out)
@@ -145,7 +147,7 @@ def _attackers(
     left_out: dict[str, str],
 ) -> dict[Supervision, Attackers]:
     found: dict[Supervision, Attackers] = {}
-    if not any(wants(config, name) for name, known in ATTACKS.items() if known.learned):
+    if not learns(config):
         return found
     trees = "trees" in config.learners
     if "crossfit" in config.supervisions and evidence.fewest < LEAST:
@@ -206,28 +208,20 @@ def _leakage(case: Case, found: list[Found]) -> Leakage:
     if main is not None and not main.folds.repeats:
         case.left_out["controls"] = "they are made by cross-fitting, which was not asked for"
     folds = main.folds if main is not None and main.folds.repeats else None
-    original, blocks = case.evidence.order[0], case.blocks
+
+    def figures(one: Found) -> SettingResult:
+        overlap = folds.overlap if folds else 0.0
+        return result_of(one, case.evidence.is_member, overlap=overlap, levels=case.levels)
+
     return Leakage(
         supervision=list(case.attackers),
         n_folds=len(folds.repeats[0]) if folds else None,
         n_repeats=len(folds.repeats) if folds else None,
         n_groups=len(np.unique(case.evidence.groups)),
-        n_features={
-            "version": blocks.versions[original].shape[1],
-            "pair": blocks.pairs[original, original].shape[1],
-            "lengths": blocks.lengths.shape[1],
-        },
+        n_features={"version": N_VERSION, "pair": N_PAIR, "lengths": N_LENGTHS},
         shadows=list(config.shadow),
         left_out=case.left_out,
-        settings=[
-            result_of(
-                one,
-                case.evidence.is_member,
-                overlap=folds.overlap if folds else 0.0,
-                levels=case.levels,
-            )
-            for one in found
-        ],
+        settings=list(in_order(figures, found)),
         comparisons=_comparisons(case),
         controls=judge_controls(
             main,
@@ -266,13 +260,6 @@ def _comparisons(case: Case) -> list[LeakageComparison]:
         found += answer(asked, Answering(attackers, case.levels, supervision=how))
     # Under both supervisions the same is asked twice: all answers are one family.
     return adjusted(found)
-
-
-def may_ask(config: AuditConfig, holding: Holding) -> bool:
-    """Whether the attack that must win is among those asked for."""
-    if len(holding.versions) > 2:
-        return wants(config, "combined")
-    return wants(config, "paired" if len(holding.versions) == 2 else "single")
 
 
 def _best(case: Case, found: list[Found]) -> BestOf | None:

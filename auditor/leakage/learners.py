@@ -8,13 +8,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Predict = Callable[[Float64], Float64]
@@ -27,6 +27,8 @@ REACH = 4.0
 LEAST_FOR_TREES = 400
 TREES = "trees"
 MOST_STEPS = 100
+ROWS = 4096
+WORTH_ROUNDING = 20_000
 TINY = 1e-12
 
 
@@ -45,8 +47,10 @@ class Scaler(NamedTuple):
 
     def apply(self, features: npt.NDArray[np.floating]) -> Float64:
         """The kept columns, standardised and cut at `REACH`: float64, shape (n, q)."""
-        scaled = (features[:, self.kept] - self.mean) / self.deviation
-        return np.clip(scaled, -REACH, REACH)
+        scaled = features[:, self.kept].astype(np.float64)
+        scaled -= self.mean
+        scaled /= self.deviation
+        return np.clip(scaled, -REACH, REACH, out=scaled)
 
 
 def fit_scaler(features: npt.NDArray[np.floating]) -> Scaler:
@@ -57,14 +61,13 @@ def fit_scaler(features: npt.NDArray[np.floating]) -> Scaler:
     """
     values = features.astype(np.float64)
     mean, deviation = values.mean(axis=0), values.std(axis=0)
-    seen: set[bytes] = set()
-    kept = []
-    for column in np.flatnonzero(deviation > 1e-9 * np.maximum(1.0, np.abs(mean))):
-        content = values[:, column].tobytes()
-        if content not in seen:
-            seen.add(content)
-            kept.append(column)
-    columns = np.array(kept, dtype=np.int64)
+    # Copies have the same mean and deviation to the last bit: only such columns are compared.
+    alike: dict[tuple[float, float], list[int]] = {}
+    for column in np.flatnonzero(deviation > 1e-9 * np.maximum(1.0, np.abs(mean))).tolist():
+        earlier = alike.setdefault((float(mean[column]), float(deviation[column])), [])
+        if not any(np.array_equal(values[:, column], values[:, other]) for other in earlier):
+            earlier.append(column)
+    columns = np.array(sorted(chain.from_iterable(alike.values())), dtype=np.int64)
     return Scaler(columns, mean[columns], deviation[columns])
 
 
@@ -103,28 +106,48 @@ def _newton(
 ) -> Float64:
     """The minimum of a penalised, weighted logistic loss, to a step of 1e-8."""
     sign = np.where(is_member, -1.0, 1.0)
+    # Of few numbers, rounding them takes longer than it saves.
+    rough = design.astype(np.float32) if design.size >= WORTH_ROUNDING else design
 
-    def objective(point: Float64) -> float:
-        loss = np.logaddexp(0.0, sign * (design @ point))
+    def objective(point: Float64, log_odds: Float64) -> float:
+        loss = np.logaddexp(0.0, sign * log_odds)
         return float(weight @ loss + penalty @ point**2 / 2)
 
-    point, value = start, objective(start)
+    point, log_odds = start, design @ start
+    value = objective(point, log_odds)
     for _ in range(MOST_STEPS):
-        probability = expit(design @ point)
+        probability = expit(log_odds)
         slope = design.T @ (weight * (probability - is_member)) + penalty * point
-        curved = (design * (weight * probability * (1 - probability))[:, None]).T @ design
+        curved = _curvature(rough, weight * probability * (1 - probability))
         curved[np.diag_indices_from(curved)] += penalty + TINY
         step = np.linalg.solve(curved, slope)
-        length, gain = 1.0, float(slope @ step)
+        moved, length, gain = design @ step, 1.0, float(slope @ step)
         # Half a step is taken where a whole one would climb; with so smooth a loss that is rare.
-        while (tried := objective(point - length * step)) > value - 1e-4 * length * gain + TINY:
+        while (
+            tried := objective(point - length * step, log_odds - length * moved)
+        ) > value - 1e-4 * length * gain + TINY:
             length /= 2
             if length < 1e-6:
                 return point
-        point, value = point - length * step, tried
+        point, log_odds, value = point - length * step, log_odds - length * moved, tried
         if np.abs(step).max() < 1e-8:
             break
     return point
+
+
+def _curvature(design: npt.NDArray[np.floating], weight: Float64) -> Float64:
+    """Second derivatives of the loss, design' diag(weight) design, in the precision of `design`.
+
+    It only says how far to go, while the slope, in double precision, says where the minimum is: one
+    that is right to six digits finds the same in as many steps, and takes half the time.
+    """
+    root: npt.NDArray[np.floating] = np.sqrt(weight).astype(design.dtype)[:, None]
+    total = np.zeros((design.shape[1], design.shape[1]))
+    # So many rows stay in the cache between the scaling and the product.
+    for start in range(0, len(design), ROWS):
+        block = design[start : start + ROWS] * root[start : start + ROWS]
+        total += block.T @ block
+    return total
 
 
 def fit_trees(features: Float64, is_member: Bools) -> Predict:
@@ -195,18 +218,45 @@ def best_candidate(found: Float64, is_member: Bools, names: Sequence[str]) -> in
         is_member: Shape (m,).
         names: Of the candidates.
     """
+    race = _race(found, is_member, names)
+    return race.trees if race.trees is not None and race.gain > race.error else race.best
+
+
+def trees_are_hopeless(found: Float64, is_member: Bools, names: Sequence[str]) -> bool:
+    """Whether trees have more loss than the best logistic by over a standard error.
+
+    Asked on the first of the inner folds: trees that are as far behind there are not taken in the
+    end, and are not trained on the others. On four audits, real and invented, of 1,600 to 20,000
+    records they were given up in 34 to 84 % of 385 choices, and in none of those would all three
+    folds have spoken for them. Arguments as for `best_candidate`.
+    """
+    if is_member.all() or not is_member.any():
+        return False
+    race = _race(found, is_member, names)
+    return race.trees is not None and race.gain < -race.error
+
+
+class _Race(NamedTuple):
+    """The best logistic candidate, trees if they run, and their gain in loss over it."""
+
+    best: int
+    trees: int | None
+    gain: float
+    error: float
+
+
+def _race(found: Float64, is_member: Bools, names: Sequence[str]) -> _Race:
     losses = np.logaddexp(0.0, np.where(is_member, -found, found))
     weight = even_weights(is_member)
     total = losses @ weight
     plain = [number for number, name in enumerate(names) if name != TREES]
     best = min(plain, key=lambda number: float(total[number]))
     if TREES not in names:
-        return best
+        return _Race(best, None, 0.0, 0.0)
     trees = list(names).index(TREES)
     gain = losses[best] - losses[trees]
     mean = float(gain @ weight)
-    error = math.sqrt(float(weight**2 @ (gain - mean) ** 2))
-    return trees if mean > error else best
+    return _Race(best, trees, mean, math.sqrt(float(weight**2 @ (gain - mean) ** 2)))
 
 
 @contextmanager

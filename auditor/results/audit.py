@@ -152,10 +152,17 @@ class Timing(Result):
     load_s: float = Field(description="Loading.")
     compress_s: float = Field(
         description="Compressing and counting what changed; with a library that compresses while "
-        "it loads, loading too."
+        "it loads, loading too. The version's own seconds, also those that are in `hidden_s`."
+    )
+    hidden_s: float = Field(
+        0.0,
+        description="Seconds of loading and compressing that passed while the version before was "
+        "scored, and so are no part of the whole.",
     )
     forward_s: float = Field(description="Inside the model and the token statistics.")
-    rest_s: float = Field(description="Reading, tokenizing, writing.")
+    rest_s: float = Field(
+        description="Reading, tokenizing, writing, as far as the pass had to wait for it."
+    )
     n_forward_records: int = Field(description="Records that went through the model in this run.")
     n_forward_passes: int = Field(description="Batches that went through the model in this run.")
     n_tokens: int = Field(description="Tokens of those records, padding not counted.")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from auditor.compress.kept import give_up
 from auditor.errors import ModelError
 from auditor.scoring.encode import Encoded
 
@@ -161,19 +162,24 @@ def run_in_batches(
             if not is_out_of_memory(error):
                 raise
             longest = len(batch[0].ids)
-            if len(batch) == 1:
+            is_freed = give_up()
+            if len(batch) == 1 and not is_freed:
                 raise ModelError(
                     "one record at a time must fit into memory",
                     seen=f"a record of {longest} tokens did not: {_first_line(error)}",
                     fix="lower --max-length, choose --dtype bfloat16, or a device with more memory",
                 ) from error
-            budget.halve(len(batch), longest)
+            if not is_freed:
+                budget.halve(len(batch), longest)
         else:
             at = places.stop
             continue
         # Outside the except block, so that the traceback no longer holds the tensors.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if is_freed:  # an original that later versions start from: the same batch may fit now
+            plan.append(places)
+            continue
         left = cut([len(record.ids) - 1 for record in records[at:]], budget)
         plan = [range(at + part.start, at + part.stop) for part in reversed(left)]
     return done

@@ -3,8 +3,9 @@
 import gc
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from auditor.compress.checkpoint import CompressedModel, Placement
 from auditor.dist import Processes
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from auditor.compress.materialise import How
     from auditor.compress.receipt import Receipt
     from auditor.records import Records
+    from auditor.scoring.encode import Encoded
     from auditor.scoring.engine import Counters
+    from auditor.scoring.scores import Scores
+
+
+# Kinds of devices beside which the host reads, encodes and writes while they compute.
+OVERLAPPED_ON = ("cuda",)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,9 @@ class Pass:
         placement: Where it runs.
         identity: Who it is, without its parameter count.
         materialise: Whether packed weights are decompressed once to be scored.
+        beside: Whether it is made from the audited model, by a compressor that may work while
+            another version is scored (see `Compressor.beside`).
+        after: The version that must be stored before it can be made, or None.
     """
 
     name: str
@@ -43,12 +53,77 @@ class Pass:
     placement: Placement
     identity: ModelIdentity
     materialise: "How" = "auto"
+    beside: bool = False
+    after: str | None = None
+
+
+# Read and encode a shard, score it, write it.
+Encode = Callable[[int], "list[Encoded]"]
+Score = Callable[["list[Encoded]"], "Scores"]
+Write = Callable[[int, "Scores"], None]
+
+
+class Looked(NamedTuple):
+    """What is stored of a version when a run begins.
+
+    Attributes:
+        manifest: Its manifest where it is finished, or None.
+        missing: Numbers of the shards that must be scored.
+    """
+
+    manifest: Manifest | None
+    missing: list[int]
+
+
+class Made(NamedTuple):
+    """A version that is ready to be scored, and what it took.
+
+    Attributes:
+        variant: The version.
+        seconds: Of loading and compressing.
+        hidden_s: How many of them passed while the version before was scored.
+    """
+
+    variant: CompressedModel
+    seconds: float
+    hidden_s: float = 0.0
+
+
+def look(plan: Pass) -> Looked:
+    """See what is stored of a version; every shard of it is read."""
+    found = plan.store.manifest()
+    return Looked(found, plan.store.missing() if found is None else [])
+
+
+def make(plan: Pass) -> Made:
+    """Make a version, on the clock; errors are those of its `make`."""
+    begin = time.perf_counter()
+    variant = plan.make()
+    return Made(variant, time.perf_counter() - begin)
 
 
 def score_variant(
-    plan: Pass, records: "Records", *, batch_size: int | str, ranks: Processes, display: Display
+    plan: Pass,
+    records: "Records",
+    *,
+    looked: Looked,
+    making: Callable[[Pass], Made] = make,
+    meanwhile: Callable[[], None] = lambda: None,
+    batch_size: int | str,
+    ranks: Processes,
+    display: Display,
 ) -> tuple[Manifest, Timing]:
     """Score one version of the model on all records that are not stored yet.
+
+    Args:
+        plan: The version.
+        records: The records.
+        looked: What was stored of it before any process has written anything.
+        making: Makes it, or gives it back where it is made already.
+        meanwhile: Called once it is about to be scored.
+        batch_size: Records per batch at most, or "auto".
+        ranks: The processes.
+        display: Told what is going on.
 
     Returns:
         Its manifest, and where the time went; a finished version costs no pass and no loading.
@@ -59,36 +134,38 @@ def score_variant(
     """
     from auditor.compress.materialise import materialise
 
-    found = plan.store.manifest()
-    missing = plan.store.missing() if found is None else []
-    # Nobody may write before everybody has looked: else two processes would share out two lists.
-    ranks.wait()
     n_records = len(records)
-    n_todo = sum(len(plan.store.shards[number]) for number in missing)
+    n_todo = sum(len(plan.store.shards[number]) for number in looked.missing)
     display.start(plan.name, n_records=n_records, n_done=n_records - n_todo)
-    if found is not None:
+    if looked.manifest is not None:
         display.finish("stored")
-        return found, nothing_run(plan.name)
-    begin = time.perf_counter()
+        return looked.manifest, nothing_run(plan.name)
     try:
-        made = plan.make()
+        made, seconds, hidden_s = making(plan)
     except BrokenVariantError as error:
         manifest = _finish(plan, None, [f"{error.must}: {error.seen}"], ranks)
         display.finish("left out")
         return manifest, nothing_run(plan.name)
-    compress_s = time.perf_counter() - begin - made.load_s
+    compress_s = seconds - made.load_s
     begin = time.perf_counter()
     made = materialise(made, plan.placement, how=plan.materialise)
     load_s = made.load_s + time.perf_counter() - begin
     receipt = made.receipt
     begin = time.perf_counter()
     counters, broken = _score_shards(
-        plan, made, records, ranks.share(missing), batch_size=batch_size, display=display
+        plan,
+        made,
+        records,
+        ranks.share(looked.missing),
+        meanwhile=meanwhile,
+        batch_size=batch_size,
+        display=display,
     )
     timing = Timing(
         variant=plan.name,
         load_s=load_s,
         compress_s=compress_s,
+        hidden_s=hidden_s,
         forward_s=counters.forward_s,
         rest_s=max(0.0, time.perf_counter() - begin - counters.forward_s),
         n_forward_records=counters.n_records,
@@ -98,7 +175,7 @@ def score_variant(
     )
     # The next version must find the memory that this one had.
     del made
-    _empty_devices()
+    empty_devices()
     reasons = [reason for reason in ranks.tell_all(broken) if reason]
     manifest = _finish(plan, receipt, reasons, ranks)
     display.finish("broken" if reasons else "done")
@@ -111,6 +188,7 @@ def _score_shards(
     records: "Records",
     numbers: list[int],
     *,
+    meanwhile: Callable[[], None],
     batch_size: int | str,
     display: Display,
 ) -> tuple["Counters", str | None]:
@@ -126,13 +204,48 @@ def _score_shards(
         one_at_a_time=made.receipt.batch_dependent,
         on_batch=display.advance,
     )
+
+    def encode(number: int) -> "list[Encoded]":
+        return plan.encoder.encode(records.texts(plan.store.shards[number]))
+
+    meanwhile()
+    is_overlapped = plan.placement.device.partition(":")[0] in OVERLAPPED_ON
+    run = _overlapped if is_overlapped else _one_by_one
     try:
-        for number in numbers:
-            encoded = plan.encoder.encode(records.texts(plan.store.shards[number]))
-            plan.store.write_shard(number, engine.score(encoded))
+        run(numbers, encode=encode, score=engine.score, write=plan.store.write_shard)
     except BrokenVariantError as error:
         return engine.counters, f"{error.must}: {error.seen}"
     return engine.counters, None
+
+
+def _one_by_one(numbers: list[int], *, encode: Encode, score: Score, write: Write) -> None:
+    for number in numbers:
+        write(number, score(encode(number)))
+
+
+def _overlapped(numbers: list[int], *, encode: Encode, score: Score, write: Write) -> None:
+    """The same, with the next shard encoded and the last one written while one is scored.
+
+    No more than one shard is ahead and one behind. Of several errors the one is raised that would
+    have come first one by one; what was scored before it is written.
+    """
+    if not numbers:
+        return
+    with ThreadPoolExecutor(1, "encode") as encoder, ThreadPoolExecutor(1, "write") as writer:
+        written: Future[None] | None = None
+        coming = encoder.submit(encode, numbers[0])
+        try:
+            for number, following in zip(numbers, [*numbers[1:], None], strict=True):
+                encoded = coming.result()
+                if following is not None:
+                    coming = encoder.submit(encode, following)
+                scores = score(encoded)
+                if written is not None:
+                    written.result()
+                written = writer.submit(write, number, scores)
+        finally:
+            if written is not None:
+                written.result()
 
 
 def _finish(plan: Pass, receipt: "Receipt | None", broken: list[str], ranks: Processes) -> Manifest:
@@ -163,7 +276,8 @@ def _finish(plan: Pass, receipt: "Receipt | None", broken: list[str], ranks: Pro
     return manifest
 
 
-def _empty_devices() -> None:
+def empty_devices() -> None:
+    """Let go of memory that nothing holds any more."""
     import torch
 
     gc.collect()

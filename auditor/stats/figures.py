@@ -9,6 +9,8 @@ import numpy.typing as npt
 from auditor.results import AttackResult, Comparison, Estimate
 from auditor.stats.paired import PairedTest, holm, paired_auc, paired_tpr
 from auditor.stats.roc import auc_estimate, balanced_accuracy_estimate, tpr_estimate
+from auditor.stats.sides import ascending
+from auditor.workers import in_order
 
 Float64 = npt.NDArray[np.float64]
 
@@ -59,8 +61,11 @@ def attack_result(
         inflation: Factor on every interval's reach; above 1 for a cross-fitted signal.
     """
     members, nonmembers = signal[is_member], signal[~is_member]
+    auc = auc_estimate(members, nonmembers, confidence=confidence, inflation=inflation)
+    # Sorted once: every rate asks for a threshold and what lies above it.
+    members, nonmembers = ascending(members), ascending(nonmembers)
     return AttackResult(
-        auc=auc_estimate(members, nonmembers, confidence=confidence, inflation=inflation),
+        auc=auc,
         tpr_at_fpr=tpr_estimates(
             members,
             nonmembers,
@@ -162,33 +167,38 @@ def compare(
         draws: Bootstrap draws.
         seed: Seed of the draws.
     """
-    found: list[Comparison] = []
-    for variant, by_attack in signals.items():
-        if variant == original:
-            continue
-        for attack, signal in by_attack.items():
-            tests = paired_tests(
-                signals[original][attack],
-                signal,
-                is_member,
-                fprs=fprs,
-                confidence=confidence,
-                draws=draws,
-                seed=seed,
-            )
-            for metric, test in tests.items():
-                is_primary = attack == primary and metric == "auc"
-                found.append(
-                    Comparison(
-                        variant=variant,
-                        attack=attack,
-                        metric=metric,
-                        difference=test.difference,
-                        p_value=test.p_value,
-                        p_adjusted=None,
-                        family="primary" if is_primary else "secondary",
-                    )
-                )
+    asked = [
+        (variant, attack)
+        for variant, by_attack in signals.items()
+        if variant != original
+        for attack in by_attack
+    ]
+
+    def test_one(pair: tuple[str, str]) -> dict[str, PairedTest]:
+        variant, attack = pair
+        return paired_tests(
+            signals[original][attack],
+            signals[variant][attack],
+            is_member,
+            fprs=fprs,
+            confidence=confidence,
+            draws=draws,
+            seed=seed,
+        )
+
+    found = [
+        Comparison(
+            variant=variant,
+            attack=attack,
+            metric=metric,
+            difference=test.difference,
+            p_value=test.p_value,
+            p_adjusted=None,
+            family="primary" if attack == primary and metric == "auc" else "secondary",
+        )
+        for (variant, attack), tests in zip(asked, in_order(test_one, asked), strict=True)
+        for metric, test in tests.items()
+    ]
     return adjusted(found)
 
 

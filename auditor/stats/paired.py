@@ -11,17 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, ndtri
-from scipy.stats import beta
 
 from auditor.results import Estimate
+from auditor.stats.paired_draws import paired_tpr_draws
 from auditor.stats.sides import (
     Counts,
     Float64,
-    Ints,
     Seed,
     absent_estimate,
     checked_signal,
-    n_false_positives,
     placements,
     risk,
     standard_error,
@@ -30,9 +28,6 @@ from auditor.stats.sides import (
     too_few_records,
     unseen_share,
 )
-
-CHUNK_CELLS = 2_000_000
-"""Cells of the largest array held at a time; a draw too large for that is done alone."""
 
 IDENTICAL = "none needed: the two signals are identical"
 
@@ -184,98 +179,6 @@ def paired_tpr(
     spread = n_gained + n_lost + 2 - (n_gained - n_lost) ** 2 / (n_members + 2)
     se = inflation * max(float(drawn.std(ddof=1)), math.sqrt(spread) / (n_members + 2))
     return _normal_test((n_gained - n_lost) / n_members, se, sides, alpha=alpha, method=method)
-
-
-def paired_tpr_draws(
-    original_members: Float64,
-    original_nonmembers: Float64,
-    variant_members: Float64,
-    variant_nonmembers: Float64,
-    *,
-    fpr: float,
-    draws: int,
-    seed: Seed,
-) -> Float64:
-    """Differences of TPR of paired stratified bootstrap samples, without resampling the members.
-
-    Given the two thresholds of a draw, a drawn member is flagged by the variant alone, by the
-    original alone, or by both or neither: the counts are multinomial.
-
-    Args:
-        original_members: Shape (m,).
-        original_nonmembers: Shape (n,).
-        variant_members: Shape (m,).
-        variant_nonmembers: Shape (n,).
-        fpr: In [0, 1).
-        draws: Bootstrap draws.
-        seed: Seed or generator of the draws.
-
-    Returns:
-        Shape (draws,), variant minus original, distributed as with plain resampling.
-    """
-    rng = np.random.default_rng(seed)
-    m = len(original_members)
-    k = n_false_positives(fpr, len(original_nonmembers))
-    thresholds = _threshold_draws(original_nonmembers, variant_nonmembers, k, draws=draws, rng=rng)
-    # A few hundred pairs of thresholds recur over thousands of draws.
-    pairs, inverse = np.unique(thresholds, axis=0, return_inverse=True)
-    n_original = m - np.searchsorted(np.sort(original_members), pairs[:, 0], side="right")
-    n_variant = m - np.searchsorted(np.sort(variant_members), pairs[:, 1], side="right")
-    n_both = _count_above_both(original_members, variant_members, pairs)
-    row = inverse.ravel()
-    n_gained, n_lost = (n_variant - n_both)[row], (n_original - n_both)[row]
-    gained = rng.binomial(m, n_gained / m)
-    lost = rng.binomial(m - gained, n_lost / np.maximum(m - n_gained, 1))
-    return np.asarray((gained - lost) / m, dtype=np.float64)
-
-
-def _threshold_draws(
-    original: Float64, variant: Float64, k: int, *, draws: int, rng: np.random.Generator
-) -> Float64:
-    """Shape (draws, 2): the (k + 1)-th largest signal of n drawn nonmembers under each model.
-
-    Only nonmembers in the upper tail of either model can be a threshold; the others need not be
-    drawn one by one, only counted. The tail is left with probability 1e-12 a draw.
-    """
-    n = len(original)
-    depth = min(n, math.ceil(n * float(beta.isf(1e-12, k + 1, n - k))))
-    # The other signal breaks ties, so that the order of the records does not matter.
-    by_original = np.lexsort((variant, original))[::-1][:depth]
-    by_variant = np.lexsort((original, variant))[::-1][:depth]
-    rest = by_variant[~np.isin(by_variant, by_original)]
-    tail = np.concatenate([by_original, rest])
-    tail = tail[np.lexsort((variant[tail], original[tail]))[::-1]]
-    order = np.lexsort((original[tail], variant[tail]))[::-1]
-    size = len(tail)
-    found = np.empty((draws, 2))
-    rows = max(1, CHUNK_CELLS // size)
-    for start in range(0, draws, rows):
-        block = found[start : start + rows]
-        n_drawn = rng.binomial(n, size / n, size=len(block))
-        cells = np.repeat(np.arange(len(block)) * size, n_drawn)
-        cells += rng.integers(0, size, size=len(cells))
-        times = np.bincount(cells, minlength=len(block) * size).reshape(len(block), size)
-        block[:, 0] = original[tail][_first_beyond(times, k)]
-        block[:, 1] = variant[tail][order][_first_beyond(times[:, order], k)]
-    return found
-
-
-def _first_beyond(times: Ints, k: int) -> Ints:
-    """Column at which each row's running sum first exceeds k."""
-    return np.asarray((np.cumsum(times, axis=1) > k).argmax(axis=1), dtype=np.int64)
-
-
-def _count_above_both(original: Float64, variant: Float64, pairs: Float64) -> Ints:
-    """Shape (len(pairs),): members strictly above both thresholds of each pair."""
-    lowest = pairs.min(axis=0)
-    near = (original > lowest[0]) & (variant > lowest[1])
-    x, y = original[near], variant[near]
-    counts = np.empty(len(pairs), dtype=np.int64)
-    rows = max(1, CHUNK_CELLS // max(1, len(x)))
-    for start in range(0, len(pairs), rows):
-        block = pairs[start : start + rows, :, None]
-        counts[start : start + rows] = ((x > block[:, 0]) & (y > block[:, 1])).sum(axis=1)
-    return counts
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

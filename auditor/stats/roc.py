@@ -20,7 +20,9 @@ from auditor.stats.sides import (
     Ints,
     Seed,
     absent_estimate,
+    ascending,
     checked_signal,
+    clopper_pearson,
     n_false_positives,
     placements,
     risk,
@@ -191,11 +193,11 @@ def tpr_estimate(
     n_flagged = int((x > threshold_at_fpr(y, fpr)).sum())
     value = n_flagged / len(x)
     low, high = value + inflation * (np.quantile(drawn, [alpha / 2, 1 - alpha / 2]) - value)
-    exact = binomtest(n_flagged, len(x)).proportion_ci(confidence, method="exact")
+    exact = clopper_pearson(n_flagged, len(x), alpha=alpha)
     return Estimate(
         value=value,
-        low=max(0.0, min(float(low), float(exact.low))),
-        high=min(1.0, max(float(high), float(exact.high))),
+        low=max(0.0, min(float(low), exact.low)),
+        high=min(1.0, max(float(high), exact.high)),
         method=f"{method}, no narrower than Clopper-Pearson",
         absent=None,
         **counts,
@@ -224,7 +226,7 @@ def tpr_draws(
     """
     k = n_false_positives(fpr, len(nonmembers))
     rng = np.random.default_rng(seed)
-    return drawn_from_sorted(np.sort(members), np.sort(nonmembers), k, draws=draws, rng=rng)
+    return drawn_from_sorted(ascending(members), ascending(nonmembers), k, draws=draws, rng=rng)
 
 
 def drawn_from_sorted(
@@ -278,8 +280,8 @@ def balanced_accuracy_estimate(
         return absent_estimate(absent, method=method, counts=counts)
     rng = np.random.default_rng(seed)
     # Sorted first, so that the halves hang on the seed and not on the order of the records.
-    x_halves = np.array_split(rng.permutation(np.sort(x)), 2)
-    y_halves = np.array_split(rng.permutation(np.sort(y)), 2)
+    x_halves = np.array_split(rng.permutation(ascending(x)), 2)
+    y_halves = np.array_split(rng.permutation(ascending(y)), 2)
     rates, n_flagged, n_passed = [], 0, 0
     for judged in (0, 1):
         threshold = best_threshold(x_halves[1 - judged], y_halves[1 - judged])

@@ -14,6 +14,7 @@ from auditor.files import write_text
 from auditor.leakage.bounds import spell_bound
 from auditor.leakage.evidence import Evidence
 from auditor.leakage.judge import open_case, releases_of
+from auditor.leakage.learners import one_thread
 from auditor.leakage.releases import gate_broken
 from auditor.leakage.shadow_runs import Target, open_shadows, read_shadow, same_tokens
 from auditor.recipes import validated
@@ -65,7 +66,8 @@ def judge_run(
             )
     shadow = read_shadow(open_shadows(config, _target(run)), config)
     case = open_case(evidence_of(run), config, shadow=shadow)
-    releases = releases_of(case)
+    with one_thread():  # as in the audit: with more threads sums differ in their last bit
+        releases = releases_of(case)
     if releases is None:
         raise StoreError(
             f"{folder} must be an audit whose versions can be judged together",

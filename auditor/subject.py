@@ -201,6 +201,9 @@ def passes(
     def add_variant(name: str, subject: Subject, spec: VariantSpec) -> None:
         calibration = calibrations.get(getattr(spec.options, "calibration", ""))
         fingerprint = _fingerprint(subject, spec, records.summary.sha256)
+        if COMPRESSORS[spec.id].requires or spec.id == "checkpoint":
+            # Of the same weights, and yet one rounding apart in 16 bits.
+            fingerprint["materialise"] = config.materialise
         if calibration is not None:
             fingerprint["calibration"] = calibration.use.sha256
         if version := subjects.published.get(spec.label):

@@ -14,6 +14,7 @@ import torch
 
 from auditor import AuditConfig, AuditResult, audit
 from auditor.compress import kept as kept_module
+from auditor.compress import materialise
 from auditor.compress.checkpoint import Placement, load_model, open_checkpoint
 from auditor.compress.kept import Kept, Lent, NotKeptError, copy_of, kept_original
 from auditor.errors import VariantError
@@ -155,6 +156,45 @@ def test_what_is_lent_is_never_read_from_disk(tmp_path: Path) -> None:
     assert lent.take(read) is model
     with pytest.raises(NotKeptError):
         lent.take(read)
+
+
+# -- decompressed weights ------------------------------------------------------------------------
+
+
+def test_how_a_version_is_scored_is_settled_once(
+    subject: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(materialise, "spare_bytes", lambda device: 0)
+    result = run(subject, tmp_path, variants="original,bnb-nf4")
+    assert not any("decompressed once" in n for n in result.variant("bnb-nf4").receipt.notes)
+    before = shards(tmp_path)
+    monkeypatch.undo()
+    # Cut off after its first shard, and gone on with when there is memory enough.
+    gone = sorted((tmp_path / "tokens").glob("bnb-nf4-*/*.parquet"))[1:]
+    for path in [*gone, *(tmp_path / "tokens").glob("bnb-nf4-*/manifest.json")]:
+        path.unlink()
+    again = run(subject, tmp_path, variants="original,bnb-nf4")
+    assert not any("decompressed once" in n for n in again.variant("bnb-nf4").receipt.notes)
+    assert shards(tmp_path) == before
+    # Another way of scoring is another version of the scores.
+    other = run(subject, tmp_path, variants="original,bnb-nf4", materialise="always")
+    assert any("decompressed once" in n for n in other.variant("bnb-nf4").receipt.notes)
+    assert {step.variant: step.n_forward_passes > 0 for step in other.timings.variants} == {
+        "original": False,
+        "bnb-nf4": True,
+    }
+
+
+def test_no_memory_for_decompressed_weights_is_one_clear_error(
+    subject: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any) -> None:
+        raise MemoryError("no more of it")
+
+    monkeypatch.setattr(materialise, "_decompress", no_memory)
+    with pytest.raises(VariantError, match="must fit into memory") as caught:
+        run(subject, tmp_path, variants="original,bnb-nf4", materialise="always")
+    assert "--materialise never" in str(caught.value)
 
 
 # -- encoding ahead, writing behind --------------------------------------------------------------

@@ -33,7 +33,7 @@ PROBE_ROWS = 4
 # its inputs then rounds most of the others away.
 OUTLIER = 32.0
 # While a weight is unpacked, its codes, values and scales are held one beside the other.
-UNPACKING_BYTES = 16
+UNPACKING_BYTES = 24
 NOT_PACKED = "its weights were decompressed to be scored, and are no longer what was made"
 
 
@@ -100,10 +100,8 @@ def materialise(
     packed = packed_layers(made.model)
     if not packed:
         return made
-    if how == "auto":
-        spare = spare_bytes(placement.device) if available is None else available
-        if needed_bytes(list(packed.values()), placement.dtype) > spare:
-            return made
+    if how == "auto" and not fits(made, placement, available=available):
+        return made
     unlike = {
         name: error
         for name, layer in packed.items()
@@ -115,6 +113,12 @@ def materialise(
         return replace(made, receipt=receipt)
     cannot_save = made.cannot_save or NOT_PACKED
     return replace(made, receipt=receipt, dense=None, cannot_save=cannot_save)
+
+
+def fits(made: CompressedModel, placement: Placement, *, available: int | None = None) -> bool:
+    """Whether memory allows all packed layers to be decompressed; arguments as `materialise`."""
+    spare = spare_bytes(placement.device) if available is None else available
+    return needed_bytes(list(packed_layers(made.model).values()), placement.dtype) <= spare
 
 
 def packed_layers(model: nn.Module) -> dict[str, Any]:
@@ -205,7 +209,8 @@ def _difference(layer: nn.Module, linear: nn.Module, placement: Placement) -> fl
     rows[:, 0] *= OUTLIER
     rows = rows.to(placement.device, placement.dtype)
     packed, dense = layer(rows).float(), linear(rows).float()
-    return float((packed - dense).norm() / packed.norm())
+    norm, distance = packed.norm(), (packed - dense).norm()
+    return float(distance / norm if norm > 0 else distance)
 
 
 # -- what a layer is -----------------------------------------------------------------------------

@@ -116,7 +116,11 @@ def permuted_labels(
 def original_as_variant(
     attackers: Attackers, *, levels: Levels, with_reference: bool, trees: bool
 ) -> list[Control]:
-    """SR with the original in the place of the variant, on the audit's own folds."""
+    """SR with the original in the place of the variant, on the audit's own folds.
+
+    Both names have one and the same fit of the single version: what is tried is the pair, and how
+    it is weighed against one version alone.
+    """
     original = attackers.order[0]
     twin = Attackers(
         _doubled(attackers.blocks, original),

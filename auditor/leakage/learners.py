@@ -226,10 +226,10 @@ def best_candidate(found: Float64, is_member: Bools, names: Sequence[str]) -> in
 def trees_are_hopeless(found: Float64, is_member: Bools, names: Sequence[str]) -> bool:
     """Whether trees have more loss than the best logistic by over a standard error.
 
-    Asked on the first of the inner folds: trees that are as far behind there are not taken in the
-    end, and are not trained on the others. On four audits, real and invented, of 1,600 to 20,000
-    records they were given up in 34 to 84 % of 385 choices, and in none of those would all three
-    folds have spoken for them. Arguments as for `best_candidate`.
+    Asked on the first of the inner folds: trees that are so far behind there were not taken in the
+    end in all that was tried, and are not trained on the others. On four audits, real and invented,
+    of 1,600 to 20,000 records they were given up in 34 to 84 % of 385 choices, and in none of those
+    would all three folds have spoken for them. Arguments as for `best_candidate`.
     """
     if is_member.all() or not is_member.any():
         return False

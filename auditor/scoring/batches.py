@@ -161,12 +161,12 @@ def run_in_batches(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            longest = len(batch[0].ids)
+            longest = len(batch[0].ids) - 1
             is_freed = give_up()
             if len(batch) == 1 and not is_freed:
                 raise ModelError(
                     "one record at a time must fit into memory",
-                    seen=f"a record of {longest} tokens did not: {_first_line(error)}",
+                    seen=f"a record of {longest + 1} tokens did not: {_first_line(error)}",
                     fix="lower --max-length, choose --dtype bfloat16, or a device with more memory",
                 ) from error
             if not is_freed:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 # Whoever sets one of these has thought about it.
 SET_BY_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -23,8 +24,22 @@ def allowed_cores(cgroup: Path = CGROUP) -> int:
     """
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+    quotas = [quota for folder in _own(cgroup) if (quota := _quota(folder)) is not None]
+    return max(1, min([cores, *map(math.ceil, quotas)]))
+
+
+def _own(cgroup: Path) -> list[Path]:
+    """The control groups of version 2 that this process is in, and the mount point."""
+    found = [cgroup]
+    try:
+        lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        path = Path(line.partition("::")[2].strip().lstrip("/"))
+        # A container sees itself at the mount point, whatever its path outside.
+        found += [cgroup / part for part in (path, *path.parents) if part != Path()]
+    return found
 
 
 def _quota(cgroup: Path) -> float | None:

@@ -1,6 +1,7 @@
 """One version of the model on its way: made, scored shard by shard, stored, let go."""
 
 import gc
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from auditor.compress.checkpoint import CompressedModel, Placement
 from auditor.dist import Processes
 from auditor.environment import peak_bytes
-from auditor.errors import BrokenVariantError, ModelError
+from auditor.errors import BrokenVariantError, ModelError, VariantError
+from auditor.files import write_text
 from auditor.report.progress import Display
 from auditor.results import ModelIdentity, Timing
 from auditor.scoring.encode import Encoder
@@ -132,8 +134,6 @@ def score_variant(
         VariantError: It cannot be made here.
         StoreError: Its scores cannot be written.
     """
-    from auditor.compress.materialise import materialise
-
     n_records = len(records)
     n_todo = sum(len(plan.store.shards[number]) for number in looked.missing)
     display.start(plan.name, n_records=n_records, n_done=n_records - n_todo)
@@ -148,7 +148,7 @@ def score_variant(
         return manifest, nothing_run(plan.name)
     compress_s = seconds - made.load_s
     begin = time.perf_counter()
-    made = materialise(made, plan.placement, how=plan.materialise)
+    made = _decompressed(plan, made, ranks)
     load_s = made.load_s + time.perf_counter() - begin
     receipt = made.receipt
     begin = time.perf_counter()
@@ -180,6 +180,43 @@ def score_variant(
     manifest = _finish(plan, receipt, reasons, ranks)
     display.finish("broken" if reasons else "done")
     return manifest, timing
+
+
+def _decompressed(plan: Pass, made: CompressedModel, ranks: Processes) -> CompressedModel:
+    """The version with its packed weights decompressed, where it was settled so.
+
+    It is settled once, by the main process, and written down beside the shards: whoever goes on
+    with a version must score the rest of it in the same way, whatever memory is free by then.
+
+    Raises:
+        VariantError: Memory ran out.
+    """
+    from auditor.compress.kept import give_up, memory_ran_out
+    from auditor.compress.materialise import fits, materialise, packed_layers
+
+    how = plan.materialise
+    if how == "auto" and packed_layers(made.model):
+        settled = plan.store.folder / "weights.json"
+        try:
+            earlier = json.loads(settled.read_text(encoding="utf-8"))["materialise"]
+        except (OSError, ValueError, KeyError, TypeError):
+            earlier = None
+        if earlier not in ("always", "never"):
+            earlier = "always" if fits(made, plan.placement) else "never"
+        how = ranks.tell_all(earlier)[0]
+        if ranks.is_main:
+            write_text(settled, json.dumps({"materialise": how}) + "\n")
+    try:
+        return materialise(made, plan.placement, how=how)
+    except Exception as error:
+        if not memory_ran_out(error):
+            raise
+        give_up()
+        raise VariantError(
+            f"the decompressed weights of {plan.name} must fit into memory",
+            seen=str(error).partition("\n")[0] or type(error).__name__,
+            fix="give --materialise never: it is then scored packed, and slower",
+        ) from error
 
 
 def _score_shards(

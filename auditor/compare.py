@@ -374,6 +374,6 @@ def _notes(compared: Compared, shared: list[str]) -> list[Warned]:
 
 def _write(out: Path, result: ComparedRuns) -> None:
     try:
-        write_text(out, result.model_dump_json(indent=2) + "\n")
+        write_text(out, result.model_dump_json(indent=2) + "\n", private=False)
     except StoreError as error:
         raise StoreError(error.must, seen=error.seen, fix="choose another --out") from error

@@ -7,12 +7,13 @@ one of these renames fail, those before it are undone.
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from auditor.errors import StoreError
+from auditor.files import begin_file
 
 FIX = "make its folder writable, or free some space"
 NO_FOLDER = "a file stands where its folder must be: move it away"
@@ -59,11 +60,13 @@ def must_be_file(path: Path) -> Path:
     return target
 
 
-def place(contents: Mapping[Path, bytes]) -> list[Path]:
+def place(contents: Mapping[Path, bytes], *, private: Collection[Path] = ()) -> list[Path]:
     """Write files that differ from what is there; all, or none.
 
     Args:
         contents: What each must hold, in the order in which they take their names.
+        private: Those that only their owner may read; the others are as the umask says, and what
+            is replaced keeps its mode.
 
     Returns:
         Those that were written; a file that holds this already is left alone.
@@ -83,7 +86,9 @@ def place(contents: Mapping[Path, bytes]) -> list[Path]:
                 made += _made_folders(target.parent)
                 part = target.with_name(f".{target.name}.{os.getpid()}.part")
                 placed.append(_Placed(path, target, part, before))
-                _write(part, content, like=target if before is not None else None)
+                _write(part, content, private=path in private or before is not None)
+                if before is not None:
+                    _as_before(part, target, private=path in private)
         for one in placed:
             path = one.path
             one.part.replace(one.target)
@@ -117,13 +122,18 @@ def _made_folders(folder: Path) -> list[Path]:
     return missing[::-1]
 
 
-def _write(part: Path, content: bytes, *, like: Path | None) -> None:
+def _write(part: Path, content: bytes, *, private: bool) -> None:
+    begin_file(part, private=private)
     with part.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    if like is not None:
-        part.chmod(stat.S_IMODE(like.stat().st_mode))
+
+
+def _as_before(part: Path, target: Path, *, private: bool) -> None:
+    """Give a file the mode of the one that it replaces; a private one no more than its owner's."""
+    mode = stat.S_IMODE(target.stat().st_mode)
+    part.chmod(mode & stat.S_IRWXU if private else mode)
 
 
 def _undo(done: list[_Placed]) -> None:
@@ -133,5 +143,6 @@ def _undo(done: list[_Placed]) -> None:
             if one.before is None:
                 one.target.unlink()
             else:
-                _write(one.part, one.before, like=one.target)
+                _write(one.part, one.before, private=True)
+                _as_before(one.part, one.target, private=False)
                 one.part.replace(one.target)

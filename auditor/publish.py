@@ -111,7 +111,7 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
         _must_be_same(part, before, checkpoint, placement, variant=config.spec.label)
         written = sum(file.stat().st_size for file in part.glob("*.safetensors"))
         receipt = receipt.model_copy(update={"bytes_disk": written})
-        write_text(part / RECEIPT, receipt.model_dump_json(indent=2) + "\n")
+        write_text(part / RECEIPT, receipt.model_dump_json(indent=2) + "\n", private=False)
         _tokenizer_files(checkpoint, tokenizer, part)
         tell("searching what was written for calibration texts and records")
         _search(config, part, calibration, tokenizer)

@@ -76,7 +76,7 @@ def judge_run(
         )
     releases = releases.model_copy(update={"left_out": dict(run.left_out)})
     if out is not None:
-        write_text(out, releases.model_dump_json(indent=2) + "\n")
+        write_text(out, releases.model_dump_json(indent=2) + "\n", private=False)
     return releases
 
 

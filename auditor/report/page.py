@@ -102,11 +102,23 @@ def write_report(folder: Path, *, kind: Kind, out: Path | None = None) -> list[P
     contents = {path.parent / FIGURES / name: data for name, data in figures.items()}
     # The report last: it never speaks of figures that are not there.
     try:
-        place({**contents, path: content})
+        place({**contents, path: content}, private=[path] if _is_private(finished, kind) else [])
     except StoreError as error:
         fix = "choose another place with --out, or free this one; every file is as it was"
         raise StoreError(error.must, seen=error.seen, fix=fix) from error
     return [path, *contents]
+
+
+def _is_private(finished: Finished, kind: Kind) -> bool:
+    """Whether a report speaks of single records: the page lists ids, and with texts their tokens.
+
+    The one in Markdown counts records and names none.
+    """
+    result, records = finished.result, finished.result.records
+    exposed = result.leakage.exposed if result.leakage is not None else None
+    ids = [*records.members.left_out_ids, *records.nonmembers.left_out_ids]
+    ids += exposed.ids if exposed is not None else []
+    return kind != "md" and bool(ids or result.token_views)
 
 
 def _content(finished: Finished, drawings: "Drawings", kind: Kind) -> bytes:

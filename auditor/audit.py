@@ -16,6 +16,7 @@ from auditor.results import Artifact, AuditResult, Timings, TokenView
 
 if TYPE_CHECKING:
     from auditor.calibration import Calibration
+    from auditor.dist import Processes
     from auditor.judge import Findings
     from auditor.records import Records
     from auditor.report.progress import Display
@@ -38,35 +39,48 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
             what to do.
     """
     # Imported here, so that `from auditor import AuditConfig` and `--help` stay quick.
-    from auditor import judge, outputs, store
-    from auditor.blind import blind_baseline
     from auditor.dist import processes
+    from auditor.report.progress import Silent
+
+    ranks = processes(config.rank_timeout)
+    with ranks.together():
+        return _audit(config, ranks, display or Silent())
+
+
+def _audit(config: AuditConfig, ranks: "Processes", display: "Display") -> AuditResult:
+    from auditor import judge, output_folder, outputs
+    from auditor.blind import blind_baseline
     from auditor.environment import environment, versions
     from auditor.leakage.evidence import must_be_possible
     from auditor.leakage.shadow_runs import open_shadows, target_of
     from auditor.records import read_records
-    from auditor.report.progress import Silent
     from auditor.run import read_result
     from auditor.scoring.pipeline import score_versions
     from auditor.subject import about, open_subjects, passes
 
+    def say(stage: str) -> None:
+        display.note(stage)
+        ranks.doing(stage)
+
     started, begin = datetime.now(UTC), time.perf_counter()
-    display = display or Silent()
-    ranks = processes()
     output = Path(config.output_path)
+    if ranks.is_main:
+        output_folder.must_not_be_in_use(output)
     subjects = open_subjects(config)
 
     clock = time.perf_counter()
-    display.note("reading records")
-    records = read_records(config, subjects.model.encoder)
+    say("reading records")
+    records = read_records(config, subjects.model.encoder, folder=output / "tokens")
     must_be_possible(config, records.is_member)
     shadows = open_shadows(config, target_of(subjects, records))
     calibrations = calibrations_of(config, subjects, records)
     records_s = time.perf_counter() - clock
 
-    with store.locked(output, is_main=ranks.is_main):
-        root = store.claim(output, about(subjects, records), is_main=ranks.is_main)
+    with output_folder.locked(output, is_main=ranks.is_main):
+        root = output_folder.claim(output, about(subjects, records), is_main=ranks.is_main)
         ranks.wait()
+        if ranks.is_main:
+            records.keep(root)
         plan = passes(config, subjects, records, calibrations=calibrations, root=root)
         manifests, timings = score_versions(
             plan,
@@ -79,17 +93,17 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
         )
         if ranks.is_main:
             clock = time.perf_counter()
-            display.note("searching the checkpoints for records")
+            say("searching the checkpoints for records")
             artifacts = _search(config, subjects, records, calibrations)
             search_s = time.perf_counter() - clock
 
             clock = time.perf_counter()
-            display.note("blind baseline")
+            say("blind baseline")
             blind = blind_baseline(records, config)
             blind_s = time.perf_counter() - clock
 
             clock = time.perf_counter()
-            display.note("attacks, intervals and tests")
+            say("attacks, intervals and tests")
             findings = judge.judge(config, records, plan, manifests, subjects, shadows=shadows)
             outputs.write_signals(output, config, records, findings, blind=blind.signal)
             views = _token_views(config, subjects, records, findings, plan)

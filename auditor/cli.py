@@ -6,6 +6,7 @@ default and one sentence of help wherever it is met.
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,10 +68,11 @@ def _audit_and_show(config: AuditConfig, kind: DisplayKind) -> None:
     from auditor.report.progress import Rich, display
     from auditor.report.terminal import show
 
-    shown: Display = display(kind if processes().is_main else "none")
+    ranks = processes(config.rank_timeout)
+    shown: Display = display(kind if ranks.is_main else "none")
     with shown if isinstance(shown, Rich) else nullcontext():
         result = auditor.audit(config, display=shown)
-    if processes().is_main and kind != "none":
+    if ranks.is_main and kind != "none":
         show(result)
     if config.fail_on is not None:
         from auditor.release import must_pass_gate
@@ -366,23 +368,36 @@ app.command(with_flags(run_audit, AuditConfig), name="audit")
 app.command(with_flags(run_compress, CompressConfig), name="compress")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+def _terminated(number: int, frame: object) -> None:
+    del number, frame
+    raise Terminated
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and give back the exit code."""
     # A library that asks a hub at import must not hold up a program that works on local paths.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except CompleakError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.is_said:
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stopped; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, Terminated) else 130
     except BrokenPipeError:
         return 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

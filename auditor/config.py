@@ -234,6 +234,11 @@ class AuditConfig(Shared):
         "fp8, HQQ) on their weights decompressed once, the same arithmetic at dense speed: auto "
         "where memory allows, always, or never.",
     )
+    rank_timeout: float = Field(
+        1800.0,
+        gt=0,
+        description="Seconds after which a process without a sign of life stops a run on several.",
+    )
     output_path: str = Field("runs/audit", description="Folder for the results.", min_length=1)
     include_text: bool = Field(
         default=False, description="Let the text of records into the output folder."

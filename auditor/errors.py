@@ -7,6 +7,7 @@
     ├── VariantError             a variant cannot be made here
     │   └── BrokenVariantError   a variant was made, and its numbers are not numbers
     ├── StoreError               the output folder cannot be written, or holds something else
+    ├── RankError                a process of the run is slow, dead, or has stopped
     └── GateError                a release breaks the bound that it was given; exit code 3
 
 Everything that is the user's to mend is one of these and is shown without a traceback; anything
@@ -27,6 +28,8 @@ class CompleakError(Exception):
     """
 
     exit_code = 2
+    # Set where another process of the same run shows it already.
+    is_said = False
 
     def __init__(self, must: str, *, seen: str = "", fix: str = "") -> None:
         self.must = must
@@ -65,6 +68,10 @@ class BrokenVariantError(VariantError):
 
 class StoreError(CompleakError):
     """The output folder cannot be written, or holds something else."""
+
+
+class RankError(CompleakError):
+    """A process of the run is slow, dead, or has stopped with an error."""
 
 
 class GateError(CompleakError):

@@ -66,9 +66,9 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     from auditor.judge import choose_attacks
     from auditor.leakage.evidence import must_be_possible
     from auditor.leakage.shadow_runs import open_shadows, target_of
+    from auditor.output_folder import must_be_free
     from auditor.records import read_records
     from auditor.report.catalogue import new_table
-    from auditor.store import must_be_free
     from auditor.subject import about, open_subjects
 
     console = console or Console()

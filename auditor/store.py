@@ -16,7 +16,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,12 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from auditor.compress.receipt import Receipt
 from auditor.errors import StoreError
-from auditor.files import cannot_write, write_text, written_whole
+from auditor.files import write_text, written_whole
 from auditor.results import ModelIdentity, Result
 from auditor.scoring.scores import Scores
 
@@ -311,95 +309,3 @@ def _scores(table: pa.Table) -> Scores:
         zlib_bytes=table.column("zlib_bytes").to_numpy(),
         **flat,
     )
-
-
-@contextmanager
-def locked(output: Path, *, is_main: bool) -> Iterator[None]:
-    """Hold the output folder; a second audit on it is refused at once.
-
-    Args:
-        output: The output folder; made where it is missing.
-        is_main: Only the main process of a run holds the lock.
-
-    Raises:
-        StoreError: Another audit holds it, or it cannot be written.
-    """
-    if not is_main:
-        yield
-        return
-    path = output / ".lock"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise StoreError(
-            f"{output} must not be in use",
-            seen="another audit is running on it",
-            fix="wait for it, or choose another --output-path",
-        ) from None
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def must_be_free(output: Path, about: Mapping[str, str]) -> bool:
-    """Whether `output` already belongs to this audit; nothing is written.
-
-    Args:
-        output: The output folder, which need not be there.
-        about: What an audit is about (model, tokenizer, records, length), as short texts.
-
-    Raises:
-        StoreError: The folder holds another audit.
-    """
-    path = output / "tokens" / "audit.json"
-    must = f"{output} must be empty or hold this very audit"
-    if not path.is_file():
-        if (output / "audit.json").exists():
-            raise StoreError(
-                must,
-                seen="an audit.json without its stored scores",
-                fix="choose another --output-path, or move that file away",
-            )
-        return False
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = {}
-    for key in about:
-        if found.get(key) != about[key]:
-            raise StoreError(
-                must,
-                seen=f"an audit with another {key}: {found.get(key)} there, {about[key]} now",
-                fix="choose another --output-path, or remove that folder",
-            )
-    return True
-
-
-def claim(output: Path, about: Mapping[str, str], *, is_main: bool = True) -> Path:
-    """Make `output` the folder of the audit `about`, or find that it is already.
-
-    Args:
-        output: The output folder.
-        about: As for `must_be_free`.
-        is_main: Whether this process is the one that writes.
-
-    Returns:
-        The store's folder.
-
-    Raises:
-        StoreError: The folder holds another audit, or cannot be written.
-    """
-    root = output / "tokens"
-    known = must_be_free(output, about)
-    if is_main and not known:
-        write_text(root / "audit.json", json.dumps(dict(about), indent=1) + "\n")
-    if is_main:
-        # What a killed run left half written; nobody else writes here while it is locked.
-        for part in root.rglob(".*.part"):
-            part.unlink(missing_ok=True)
-    return root

@@ -15,7 +15,8 @@ from auditor import store as store_module
 from auditor.errors import StoreError
 from auditor.files import write_text, written_whole
 from auditor.results import ModelIdentity
-from auditor.store import VariantStore, claim, locked, plan_shards
+from auditor.output_folder import claim, locked
+from auditor.store import VariantStore, plan_shards
 from tests.test_attacks import random_scores
 
 IDENTITY = ModelIdentity(

@@ -12,6 +12,7 @@ from torch import Tensor
 from auditor.compress.kept import give_up
 from auditor.errors import ModelError
 from auditor.scoring.encode import Encoded
+from auditor.scoring.threads import allowed_cores
 
 # Padded tokens of a batch. On a CPU the widest activation of a batch should stay near the cache:
 # measured on one and on two cores (1 MiB of cache each), a 5.5M model (704 wide inside) is fastest
@@ -19,8 +20,10 @@ from auditor.scoring.encode import Encoded
 # slower at 4,096, in float32; in bfloat16 the best sizes are the same.
 CACHE_BYTES = 4 * 2**20
 TOKENS_CPU = (512, 1024)
-# With many cores, every one of them must still find rows enough for its part of a product.
-TOKENS_PER_THREAD = 64
+# With many cores, every one of them must still find rows enough for its part of a product. The
+# machine's cores count and not this process's threads: one process must cut the same batches as
+# eight, or their scores would differ in the last digit.
+TOKENS_PER_CORE = 64
 TOKENS_GPU = 16384
 # A batch costs as much as this share of a full one, whatever it holds: measured on two cores, 128
 # tokens took as long as 200 in a full batch of 1,024.
@@ -60,7 +63,7 @@ def default_tokens(device: torch.device, config: Any) -> int:  # noqa: ANN401
     width = int(widest) if isinstance(widest, int) else 4 * hidden
     low, high = TOKENS_CPU
     fitting = min(high, max(low, CACHE_BYTES // (4 * width)))
-    return max(fitting, TOKENS_PER_THREAD * torch.get_num_threads())
+    return max(fitting, TOKENS_PER_CORE * allowed_cores())
 
 
 def cut(lengths: Sequence[int], budget: Budget) -> list[range]:

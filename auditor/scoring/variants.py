@@ -140,6 +140,7 @@ def score_variant(
     if looked.manifest is not None:
         display.finish("stored")
         return looked.manifest, nothing_run(plan.name)
+    ranks.doing(f"making {plan.name}")
     try:
         made, seconds, hidden_s = making(plan)
     except BrokenVariantError as error:
@@ -159,6 +160,7 @@ def score_variant(
         ranks.share(looked.missing),
         meanwhile=meanwhile,
         batch_size=batch_size,
+        ranks=ranks,
         display=display,
     )
     timing = Timing(
@@ -227,6 +229,7 @@ def _score_shards(
     *,
     meanwhile: Callable[[], None],
     batch_size: int | str,
+    ranks: Processes,
     display: Display,
 ) -> tuple["Counters", str | None]:
     """Score and store shards; the second value says why the version is broken, if it is."""
@@ -234,18 +237,23 @@ def _score_shards(
 
     from auditor.scoring.engine import Engine
 
+    def on_batch(n_records: int, n_tokens: int) -> None:
+        ranks.step(n_records)
+        display.advance(n_records, n_tokens)
+
     engine = Engine(
         made.model,
         torch.device(plan.placement.device),
         batch_size=batch_size,
         one_at_a_time=made.receipt.batch_dependent,
-        on_batch=display.advance,
+        on_batch=on_batch,
     )
 
     def encode(number: int) -> "list[Encoded]":
         return plan.encoder.encode(records.texts(plan.store.shards[number]))
 
     meanwhile()
+    ranks.doing(f"scoring {plan.name}", counts=True)
     is_overlapped = plan.placement.device.partition(":")[0] in OVERLAPPED_ON
     run = _overlapped if is_overlapped else _one_by_one
     try:

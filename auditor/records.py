@@ -10,7 +10,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from auditor.config import AuditConfig
 from auditor.errors import RecordsError
 from auditor.grams import GramSample
+from auditor.reading import KINDS, Alike, Found, Reading, about, keep, kept, packed
 from auditor.results import LengthSummary, RecordsSummary, Side, Warned
 from auditor.rows import RowReader
 from auditor.scoring.encode import Encoder, RecordText
@@ -27,7 +29,6 @@ from auditor.textfiles import Placed
 BLOCK = 1024
 MAX_LISTED = 100
 SIDES = ("members", "nonmembers")
-Column = npt.NDArray[Any]
 
 
 def record_id(text: RecordText | str) -> str:
@@ -39,22 +40,6 @@ def record_id(text: RecordText | str) -> str:
     whole = text if isinstance(text, str) else "\n".join(filter(None, (text.prompt, text.text)))
     normal = " ".join(unicodedata.normalize("NFC", whole).split())
     return hashlib.sha256(normal.encode("utf-8", errors="replace")).hexdigest()[:16]
-
-
-class _Found(NamedTuple):
-    """What is kept of rows on the first pass: an array each, some sixty bytes a row in all."""
-
-    ids: Column
-    is_member: Column
-    source: Column
-    position: Column
-    n_tokens: Column
-    n_scored: Column
-    truncated: Column
-    empty: Column
-
-
-KINDS = ("S16", "?", "i8", "i8", "i8", "i8", "?", "?")
 
 
 @dataclass(frozen=True)
@@ -81,6 +66,7 @@ class Records:
     _position: npt.NDArray[np.int64] = field(repr=False)
     _rows: list[RowSource] = field(repr=False)
     _reader: RowReader = field(repr=False)
+    _reading: bytes | None = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -107,6 +93,15 @@ class Records:
                 found[place] = text
         return [text for text in found if text is not None]
 
+    def keep(self, folder: Path) -> None:
+        """Keep what was found in the sources, for a later `read_records`; nothing where it was.
+
+        Raises:
+            StoreError: The folder cannot be written.
+        """
+        if self._reading is not None:
+            keep(folder, self._reading)
+
     def stream(self) -> Iterator[tuple[str, bool, RecordText]]:
         """Id, side and text of every record, read again in blocks."""
         for start in range(0, len(self), BLOCK):
@@ -126,12 +121,14 @@ def records_sha256(ids: npt.NDArray[np.str_], is_member: npt.NDArray[np.bool_]) 
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def read_records(config: AuditConfig, encoder: Encoder) -> Records:
+def read_records(config: AuditConfig, encoder: Encoder, *, folder: Path | None = None) -> Records:
     """Read, identify, check and count the records.
 
     Args:
         config: Where they are, and what is allowed.
         encoder: The audited model's tokenizer: lengths are counted in its tokens.
+        folder: Where an earlier run may have kept what it found in the very same sources
+            (`Records.keep`), which is then not looked for again; nothing is written there.
 
     Raises:
         RecordsError: They cannot be read, or cannot be audited as they are.
@@ -139,7 +136,18 @@ def read_records(config: AuditConfig, encoder: Encoder) -> Records:
     given = [config.members, config.nonmembers] if config.data is None else [config.data]
     sources = [open_source(source) for source in given if source is not None]
     reader = RowReader(config, encoder.tokenizer, label_column=config.label_column)
-    found = [_Found(*(np.zeros(0, dtype=kind) for kind in KINDS))]
+    key = about(config, encoder) if folder is not None else None
+    known = kept(folder, key) if folder is not None and key is not None else None
+    reading = known or _first_pass(config, encoder, sources, reader)
+    content = packed(reading, key) if known is None and key is not None else None
+    return _checked(config, reading, sources, reader, content)
+
+
+def _first_pass(
+    config: AuditConfig, encoder: Encoder, sources: list[RowSource], reader: RowReader
+) -> Reading:
+    """Read every row once."""
+    found = [Found(*(np.zeros(0, dtype=kind) for kind in KINDS))]
     grams = GramSample()
     for number, source in enumerate(sources):
         side = None if config.data is not None else number == 0
@@ -147,11 +155,14 @@ def read_records(config: AuditConfig, encoder: Encoder) -> Records:
             found.append(_kept(number, block, encoder))
             for _, _, text in block:
                 grams.add(text.words)
-    columns = _Found(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-    return _checked(config, columns, grams, sources, reader)
+    columns = Found(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    audited = _sorted_out(columns).audited
+    return Reading(
+        columns, Alike(grams.near_duplicates(columns.is_member, audited), grams.groups(audited))
+    )
 
 
-def _kept(number: int, block: list[tuple[Placed, bool, RecordText]], encoder: Encoder) -> _Found:
+def _kept(number: int, block: list[tuple[Placed, bool, RecordText]], encoder: Encoder) -> Found:
     """What is kept of a block of rows from source `number`."""
     encoded = encoder.encode([text for _, _, text in block])
     columns = (
@@ -164,7 +175,7 @@ def _kept(number: int, block: list[tuple[Placed, bool, RecordText]], encoder: En
         [record.truncated for record in encoded],
         [not text.text.strip() for _, _, text in block],
     )
-    return _Found(*(np.array(c, dtype=k) for c, k in zip(columns, KINDS, strict=True)))
+    return Found(*(np.array(c, dtype=k) for c, k in zip(columns, KINDS, strict=True)))
 
 
 def _limited(
@@ -191,16 +202,16 @@ def _blocks(
 
 def _checked(
     config: AuditConfig,
-    found: _Found,
-    grams: GramSample,
+    reading: Reading,
     sources: list[RowSource],
     reader: RowReader,
+    content: bytes | None,
 ) -> Records:
+    found, (near, groups) = reading
     member, empty, lengths = found.is_member, found.empty, found.n_tokens
     _must_have_both_sides(member)
     ids = found.ids.astype(np.str_)
-    short = (found.n_scored == 0) & ~empty
-    overlap = _overlap(ids, member, ~empty & ~short)
+    short, overlap, duplicate, kept = _sorted_out(found)
     if overlap.any() and not config.allow_overlap:
         shared = sorted(set(ids[overlap].tolist()))
         raise RecordsError(
@@ -208,9 +219,6 @@ def _checked(
             seen=f"{len(shared)} do: {', '.join(shared[:5])}{', ...' if len(shared) > 5 else ''}",
             fix="remove them, or give --allow-overlap to leave them out of both sides",
         )
-    duplicate = _later_copies(ids, member) & ~empty & ~short & ~overlap
-    kept = ~(empty | short | overlap | duplicate)
-    near = grams.near_duplicates(member, kept)
     sides = {}
     for name, mask in zip(SIDES, (member, ~member), strict=True):
         audited = int((kept & mask).sum())
@@ -243,14 +251,39 @@ def _checked(
         ids=ids[kept],
         is_member=member[kept],
         n_tokens=lengths[kept],
-        groups=grams.groups(kept)[kept],
+        groups=groups[kept],
         summary=summary,
         warnings=_warnings(summary, p_value),
         _source=found.source[kept],
         _position=found.position[kept],
         _rows=sources,
         _reader=reader,
+        _reading=content,
     )
+
+
+class _Sorted(NamedTuple):
+    """Which rows are left out, and why; bool, shape (n,) each.
+
+    Attributes:
+        short: Nothing to predict.
+        overlap: On the other side too.
+        duplicate: A later copy.
+        audited: The rest.
+    """
+
+    short: npt.NDArray[np.bool_]
+    overlap: npt.NDArray[np.bool_]
+    duplicate: npt.NDArray[np.bool_]
+    audited: npt.NDArray[np.bool_]
+
+
+def _sorted_out(found: Found) -> _Sorted:
+    short = (found.n_scored == 0) & ~found.empty
+    usable = ~found.empty & ~short
+    overlap = _overlap(found.ids, found.is_member, usable)
+    duplicate = _later_copies(found.ids, found.is_member) & usable & ~overlap
+    return _Sorted(short, overlap, duplicate, usable & ~overlap & ~duplicate)
 
 
 def _must_have_both_sides(member: npt.NDArray[np.bool_]) -> None:
@@ -265,14 +298,14 @@ def _must_have_both_sides(member: npt.NDArray[np.bool_]) -> None:
 
 
 def _overlap(
-    ids: npt.NDArray[np.str_], member: npt.NDArray[np.bool_], usable: npt.NDArray[np.bool_]
+    ids: npt.NDArray[np.bytes_], member: npt.NDArray[np.bool_], usable: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
     shared = np.intersect1d(ids[member & usable], ids[~member & usable])
     return np.isin(ids, shared) & usable
 
 
 def _later_copies(
-    ids: npt.NDArray[np.str_], member: npt.NDArray[np.bool_]
+    ids: npt.NDArray[np.bytes_], member: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
     """Whether a record has stood on the same side before."""
     copies = np.zeros(len(ids), dtype=np.bool_)

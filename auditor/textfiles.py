@@ -136,6 +136,9 @@ class JsonArray:
 
     def read(self, positions: Sequence[int]) -> list[Row]:
         """See `auditor.sources.RowSource`."""
+        if not self._length:
+            for _ in self.stream():
+                pass
         found: dict[int, Row] = {}
         with _open(self._path) as file:
             for position in sorted(set(positions)):

@@ -55,7 +55,8 @@ class Signs:
         self._what, self._counts = "starting", False
         self._n_signs = self._n_records = 0
         self._failed = False
-        self._over = Event()
+        self._over = False
+        self._news = Event()
         self._beat = Thread(target=self._work, name="signs-of-life", daemon=True)
         self._beat.start()
 
@@ -64,6 +65,7 @@ class Signs:
         with self._lock:
             self._what, self._counts, self._n_records = what, counts, 0
             self._n_signs += 1
+        self._news.set()
 
     def step(self, n_records: int) -> None:
         """See `Processes.step`."""
@@ -110,7 +112,8 @@ class Signs:
 
     def leave(self) -> None:
         """Go; the main process, whose store the others may still be reading, goes last."""
-        self._over.set()
+        self._over = True
+        self._news.set()
         try:
             self._store.set(f"left/{self.rank}", "")
             if self.rank or self._failed:
@@ -183,19 +186,19 @@ class Signs:
         )
 
     def _work(self) -> None:
-        """Show a sign from time to time, over a connection of its own."""
+        """Show a sign at every change of stage and from time to time, over an own connection."""
         # A store's calls take turns: one that waits must not hold up the signs.
         try:
             store = _connected()
             host = socket.gethostname()
-            while True:
+            while not self._over:
+                self._news.clear()
                 with self._lock:
                     self._n_signs += not self._counts
                     many = f", {self._n_records:,} records" if self._counts else ""
                     sign = [self._n_signs, host, self._what + many]
                 store.set(f"sign/{self.rank}", json.dumps(sign))
-                if self._over.wait(min(BEAT_S, self.timeout_s / 5)):
-                    return
+                self._news.wait(min(BEAT_S, self.timeout_s / 5))
         except Exception:  # the store went with its process, and so the run is over
             return
 

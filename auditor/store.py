@@ -40,6 +40,7 @@ LEAST_SHARD_TOKENS = 2**12
 SHARDS = 64
 
 DIGITS = 16  # of a shard's digest, in its name
+SHARD_FILE = re.compile(rf"shard-(\d{{5,}})-[0-9a-f]{{{DIGITS}}}\.parquet")
 COLUMNS = ("logp", "mu", "sigma", "hit")
 SCHEMA = pa.schema(
     [
@@ -129,6 +130,7 @@ class VariantStore:
         self._record_ids = record_ids
         safe = re.sub(r"[^A-Za-z0-9.=,_-]+", "_", name)[:80]
         self.folder = root / f"{safe}-{self._digest[:12]}"
+        self._files: dict[int, list[Path]] = {}
 
     @classmethod
     def opened(
@@ -188,7 +190,8 @@ class VariantStore:
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are not there, or not whole."""
-        return [number for number in range(len(self.shards)) if not self._is_whole(number)]
+        self._list()
+        return [number for number in range(len(self.shards)) if self._listed(number) is None]
 
     def write_shard(self, number: int, scores: Scores) -> None:
         """Write the scores of shard `number`, in the order of its records.
@@ -262,11 +265,23 @@ class VariantStore:
             )
         return Shard(self.shards[number], _scores(table))
 
-    def _is_whole(self, number: int) -> bool:
-        return self._table(number) is not None
+    def _list(self) -> None:
+        """See which files are there: thousands are listed once, and not once for each of them."""
+        found: dict[int, list[Path]] = {}
+        for path in self.folder.glob("shard-*.parquet"):
+            if name := SHARD_FILE.fullmatch(path.name):
+                found.setdefault(int(name[1]), []).append(path)
+        self._files = found
 
     def _table(self, number: int) -> pa.Table | None:
-        for path in self.folder.glob(f"{_stem(number)}-*.parquet"):
+        table = self._listed(number)
+        if table is None:  # not listed yet, or written since
+            self._list()
+            table = self._listed(number)
+        return table
+
+    def _listed(self, number: int) -> pa.Table | None:
+        for path in self._files.get(number, []):
             table = self._read_checked(path, number)
             if table is not None:
                 return table

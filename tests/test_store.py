@@ -57,6 +57,23 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
             )
 
 
+def test_a_shard_that_comes_after_the_folder_was_listed_is_found(tmp_path: Path) -> None:
+    store, other = make(tmp_path, model="a"), make(tmp_path, model="a")
+    other.write_shard(1, random_scores([1, 4], seed=1))
+    assert store.missing() == [0]
+    # A process beside this one goes on, and what somebody left under the same number lies there.
+    (store.folder / f"shard-00000-{'0' * 16}.parquet").write_bytes(b"PAR1")
+    (store.folder / "shard-00000.parquet").write_bytes(b"PAR1")
+    other.write_shard(0, random_scores([3, 5], seed=0))
+    assert store.shard(0).records.tolist() == [2, 0]
+    assert store.missing() == []
+    for path in store.folder.glob("shard-00001-*"):
+        path.unlink()
+    with pytest.raises(StoreError, match="must be whole"):
+        store.shard(1)
+    assert store.missing() == [1]
+
+
 def test_another_fingerprint_finds_nothing(tmp_path: Path) -> None:
     fill(make(tmp_path, model="a"))
     other = make(tmp_path, model="b")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from auditor import store as store_module
 from auditor.errors import StoreError
 from auditor.files import write_text, written_whole
-from auditor.results import ModelIdentity
 from auditor.output_folder import claim, locked
+from auditor.results import ModelIdentity
 from auditor.store import VariantStore, plan_shards
 from tests.test_attacks import random_scores
 

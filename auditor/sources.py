@@ -2,8 +2,9 @@
 
 A million records must not be a million strings in memory on every process. So a source is passed
 through once, each row with its position (a byte offset in a text file, a row number elsewhere), and
-later only the rows that are wanted are read again. Nothing is cached on disk: the loaders of the
-datasets library would copy a file's text into its cache.
+later only the rows that are wanted are read again; those of a Parquet file from its decoded columns
+where memory allows. Nothing is cached on disk: the loaders of the datasets library would copy a
+file's text into its cache.
 """
 
 import logging
@@ -20,6 +21,8 @@ from auditor.errors import RecordsError
 from auditor.textfiles import Delimited, JsonArray, JsonLines, Placed, Row
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+# Of the memory that is free, what the decoded row groups of one Parquet file may take.
+ROOM_SHARE = 0.25
 SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk leaves
 
 
@@ -67,10 +70,20 @@ def splits_of(source: Source) -> list[str]:
 
 
 class ParquetFile:
-    """A Parquet file, row group by row group."""
+    """A Parquet file, row group by row group.
+
+    A row cannot be had without decoding its whole row group, and the rows of a shard stand in all
+    of them: decoded anew for each shard, a million records would take as long as their scoring, and
+    twice as many four times as long. So row groups stay in memory, as columns and not as strings,
+    as long as they take no more than `ROOM_SHARE` of what is free; those beyond it are decoded each
+    time.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._groups: dict[int, Any] = {}
+        self._room = 0  # bytes that may still be taken
+        self._state: tuple[int, ...] = ()  # of the file that they were read from
 
     def _file(self) -> Any:  # noqa: ANN401 - pyarrow is untyped
         import pyarrow as pa
@@ -96,6 +109,7 @@ class ParquetFile:
         import numpy as np
 
         file = self._file()
+        self._let_go_of_another()
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         ends = np.cumsum(sizes)
         found: dict[int, Row] = {}
@@ -103,10 +117,32 @@ class ParquetFile:
         groups = np.searchsorted(ends, wanted, side="right")
         for group in np.unique(groups):
             rows = wanted[groups == group]
-            table = file.read_row_group(int(group), use_threads=False)
+            table = self._group(file, int(group))
             picked = table.take(rows - (ends[group] - sizes[group])).to_pylist()
             found.update(zip(rows.tolist(), picked, strict=True))
         return [found[int(position)] for position in positions]
+
+    def _let_go_of_another(self) -> None:
+        """Keep nothing of a file that has changed: that it has must be seen in its records."""
+        from auditor.memory import spare_bytes
+
+        now = self._path.stat()
+        state = (now.st_ino, now.st_size, now.st_mtime_ns)
+        if state != self._state:
+            self._groups, self._state = {}, state
+            self._room = int(spare_bytes("cpu") * ROOM_SHARE)
+
+    def _group(self, file: Any, number: int) -> Any:  # noqa: ANN401
+        """A row group as a table."""
+        if number in self._groups:
+            return self._groups[number]
+        table = file.read_row_group(number, use_threads=False)
+        # The first ones stay: shards pass through all of them in turn, and whoever let the oldest
+        # go would let each go just before it is wanted.
+        if table.nbytes <= self._room:
+            self._room -= table.nbytes
+            self._groups[number] = table
+        return table
 
 
 @contextmanager

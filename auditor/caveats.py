@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 # Below this share of what it could have compressed, a variant is worth a word.
 LITTLE = 0.5
+REMOTE_CODE = (
+    "Python code that came with the checkpoints was allowed to run (--trust-remote-code): what it "
+    "did, to the figures too, nobody has checked here."
+)
 RETRAIN = (
     "To tell compression from training further: train the model on its members for as many steps "
     "as a recovered variant was, without compressing it, and give it as a variant, "
@@ -45,7 +49,7 @@ def caveats(
             )
         )
     for flag, code, message in (
-        (config.trust_remote_code, "remote-code", "Code that came with the checkpoint was run."),
+        (config.trust_remote_code, "remote-code", REMOTE_CODE),
         (config.allow_pickle, "pickle", "Weights were allowed to be read from pickle files."),
     ):
         if flag:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from auditor.calibration import Calibration
 from auditor.compress import COMPRESSORS, Compressor, parse_variant
@@ -53,7 +54,7 @@ def diagnose() -> Table:
             if compressor.options.positional:  # it is made elsewhere
                 continue
             works, note = _try(name, compressor, model)
-            said = "[green]works[/green]" if works else "[red]does not work[/red]"
+            said = Text("works", "green") if works else Text("does not work", "red")
             table.add_row(name, said, note)
     return table
 

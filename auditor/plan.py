@@ -69,6 +69,7 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     from auditor.output_folder import must_be_free
     from auditor.records import read_records
     from auditor.report.catalogue import new_table
+    from auditor.report.harmless import Harmless
     from auditor.subject import about, open_subjects
 
     console = console or Console()
@@ -109,7 +110,7 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     _add_estimates(table, subjects.model.placement, count, tokens * n_passes)
     for warned in records.warnings:
         table.add_row(warned.severity, warned.message)
-    console.print(table)
+    console.print(Harmless(table))
 
 
 def _add_questions(table: Table, config: AuditConfig, *, has_reference: bool) -> int:

@@ -7,6 +7,7 @@
 What is judged later (releases, shadows, two audits beside each other) starts from here.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from auditor.finished import (
 from auditor.results import AuditResult
 from auditor.store import VariantStore, plan_shards
 from auditor.subject import REFERENCE
+
+# A version's folder, as `VariantStore` names it: nothing that leads out of the audit's own.
+FOLDER = re.compile(r"[A-Za-z0-9.=,_-]+-[0-9a-f]{12}")
 
 __all__ = ["Run", "open_run", "read_result"]
 
@@ -82,6 +86,12 @@ def _stores(
             raise StoreError(
                 f"{folder / 'audit.json'} must say where the scores of each version lie",
                 seen=f"nothing about {name}",
+                fix=AGAIN,
+            )
+        if not FOLDER.fullmatch(result.stored[name]):
+            raise StoreError(
+                f"{folder / 'audit.json'} must say where the scores of each version lie",
+                seen=f"{result.stored[name]!r} for {name}, which is no folder of the audit's",
                 fix=AGAIN,
             )
         place = folder / "tokens" / result.stored[name]

@@ -152,7 +152,7 @@ class JsonArray:
         if text[at : at + 1] != "[":
             raise RecordsError(
                 f"{self._path} must be a JSON array of objects",
-                seen=f"it begins with {text[at : at + 20]!r}",
+                seen=f"it begins with {text[at : at + 1]!r}",
                 fix="write one array, or one object a line as .jsonl",
             )
         return at + 1

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from auditor.compress.inside import must_be_inside, must_be_revision
 from auditor.compress.weights import first_line
 from auditor.errors import ModelError
 
@@ -28,6 +29,7 @@ def find_folder(
     Raises:
         ModelError: It is neither.
     """
+    must_be_revision(revision)
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -59,6 +61,8 @@ def find_file(name: str, *, revision: str | None, must: str) -> Path | None:
     if match is None or Path(name).expanduser().exists():
         return None
     repository, file = match.groups()
+    must_be_revision(revision)
+    must_be_inside(file, what="a file of a model id")
     from huggingface_hub import hf_hub_download
 
     def fetch(*, local: bool) -> Path:

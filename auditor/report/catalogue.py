@@ -1,10 +1,11 @@
 """The tables of `list` and `doctor`."""
 
 import re
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from auditor.attacks import ATTACKS, Attack
 from auditor.compress import COMPRESSORS, Compressor, spell
@@ -19,9 +20,17 @@ def print_table(table: Table) -> None:
     Console().print(Harmless(table))
 
 
+class _Plain(Table):
+    """A table in whose cells text is text: no name of others is markup, a link or an emoji."""
+
+    def add_row(self, *cells: RenderableType | None, **given: Any) -> None:  # noqa: ANN401
+        """See `rich.table.Table`."""
+        super().add_row(*(Text(one) if isinstance(one, str) else one for one in cells), **given)
+
+
 def new_table(*columns: str) -> Table:
     """A table in the style of all tables here."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    table = _Plain(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     for position, column in enumerate(columns):
         table.add_column(column, no_wrap=position == 0, overflow="fold")
     return table

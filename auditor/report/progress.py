@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from auditor.report.plain import printable, visible
+
 DisplayKind = Literal["rich", "plain", "none"]
 
 
@@ -88,7 +90,7 @@ class Plain:
 
     @staticmethod
     def _say(line: str) -> None:
-        sys.stderr.write(line + "\n")
+        sys.stderr.write(visible(line) + "\n")
         sys.stderr.flush()
 
 
@@ -108,12 +110,12 @@ class Rich:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:>7,.0f}/{task.total:,.0f} records"),
             _Rate(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[outcome]}"),
+            TextColumn("{task.fields[outcome]}", markup=False),
             console=self._console,
         )
         self._task: TaskID | None = None
@@ -134,14 +136,14 @@ class Rich:
 
     def note(self, message: str) -> None:
         """See `Display`."""
-        self._progress.console.print(f"[dim]{message}[/dim]", highlight=False)
+        self._progress.console.print(Text(printable(message), style="dim"))
 
     def start(self, name: str, *, n_records: int, n_done: int) -> None:
         """See `Display`."""
         self._tokens = 0
         self._begin = time.monotonic()
         self._task = self._progress.add_task(
-            Text(name).plain.replace("[", "\\["),
+            printable(name),
             total=n_records,
             completed=n_done,
             n_tokens=0,

@@ -65,8 +65,8 @@
     element.addEventListener("click", () => action(element));
     return element;
   };
-  // A spreadsheet would run a text that begins like a formula.
-  const quoted = (text) => `"${(/^[\s]*[=+\-@|%]/.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
+  // A spreadsheet would run a text that begins like a formula, some of them in wide letters too.
+  const quoted = (text) => `"${(/^[\s\p{Cf}\p{Cc}]*[=+\-@|%\uFF0B\uFF0D\uFF1D\uFF20]/u.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
   const words = (cell) => cell.textContent.trim().replace(/\s+/g, " ");
   const fields = (cell, kind) => {
     if (kind === "text") return [quoted(words(cell))];

@@ -9,7 +9,7 @@ import hashlib
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,8 +117,9 @@ def records_sha256(ids: npt.NDArray[np.str_], is_member: npt.NDArray[np.bool_]) 
         ids: Shape (n,).
         is_member: Shape (n,).
     """
-    content = "".join(f"{i}{int(m)}" for i, m in zip(ids, is_member, strict=True))
-    return hashlib.sha256(content.encode()).hexdigest()
+    sides = np.where(is_member, "1", "0")
+    pairs = zip(ids.tolist(), sides.tolist(), strict=True)
+    return hashlib.sha256("".join(chain.from_iterable(pairs)).encode()).hexdigest()
 
 
 def read_records(config: AuditConfig, encoder: Encoder, *, folder: Path | None = None) -> Records:

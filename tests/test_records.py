@@ -10,7 +10,7 @@ import pytest
 
 from auditor.config import AuditConfig
 from auditor.errors import RecordsError
-from auditor.records import Records, read_records, record_id
+from auditor.records import Records, read_records, record_id, records_sha256
 from auditor.scoring.encode import Encoder, RecordText
 from tests.tiny import byte_tokenizer
 
@@ -39,6 +39,14 @@ def test_ids_are_of_the_normalised_text() -> None:
     assert record_id("  cafe\u0301 a\n\tb ") == expected
     assert record_id("café A b") != expected
     assert record_id(RecordText("b", prompt="a")) == record_id("a\nb")
+
+
+def test_the_digest_is_over_ids_and_sides_in_order() -> None:
+    ids, sides = np.array(["0a", "1b", "2c"]), np.array([True, False, True])
+    expected = hashlib.sha256(b"0a11b02c1").hexdigest()
+    assert records_sha256(ids, sides) == expected
+    assert records_sha256(ids[::-1], sides[::-1]) != expected
+    assert records_sha256(ids, ~sides) != expected
 
 
 def test_input_order_and_reading_again(tmp_path: Path) -> None:

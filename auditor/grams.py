@@ -21,6 +21,8 @@ BLOCK = 4096
 HOLDERS = 50
 # Products that are held at once while shared grams are counted.
 PRODUCTS = 2**22
+# Pairs of near-duplicates that are held at once: a heap of 50 makes 2,450 of them.
+PAIRS = 2**22
 
 Hashes = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int32]
@@ -173,7 +175,6 @@ def _connected(grams: Hashes, owners: Rows, n: int, holders: int) -> Rows:
         A number for each record, shape (n,).
     """
     from scipy.sparse import coo_array, csr_array
-    from scipy.sparse.csgraph import connected_components
 
     order = np.argsort(grams, kind="stable")
     starts = np.flatnonzero(np.diff(grams[order], prepend=~grams[order[:1]]))
@@ -186,8 +187,9 @@ def _connected(grams: Hashes, owners: Rows, n: int, holders: int) -> Rows:
     columns = np.repeat(np.arange(several.sum()), sizes[several])
     ones = np.ones(len(held), dtype=np.int32)
     holds = csr_array((ones, (owners[held], columns)), shape=(n, int(several.sum())))
-    left: list[Rows] = [np.zeros(0, np.int64)]
-    right = left.copy()
+    parts: Rows = np.arange(n, dtype=np.int64)
+    left: list[Rows] = []
+    right: list[Rows] = []
     for some, shared in _products(holds, lengths, sizes[several]):
         pairs = coo_array(shared)
         rows = some[pairs.row]
@@ -195,10 +197,24 @@ def _connected(grams: Hashes, owners: Rows, n: int, holders: int) -> Rows:
         alike = pairs.data >= SHARE * lengths[rows]
         left.append(rows[alike])
         right.append(pairs.col[alike].astype(np.int64))
-    edges = (np.concatenate(left), np.concatenate(right))
-    graph = coo_array((np.ones(len(edges[0]), dtype=np.int8), edges), shape=(n, n))
-    _, parts = connected_components(graph.tocsr(), directed=False)
-    return np.asarray(parts, dtype=np.int64)
+        if sum(map(len, left)) > PAIRS:
+            parts = _joined(parts, left, right)
+            left, right = [], []
+    return _joined(parts, left, right)
+
+
+def _joined(parts: Rows, left: list[Rows], right: list[Rows]) -> Rows:
+    """The parts of shape (n,), once the records of each pair are in one."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not left:
+        return parts
+    edges = (parts[np.concatenate(left)], parts[np.concatenate(right)])
+    size = int(parts.max(initial=-1)) + 1
+    graph = coo_array((np.ones(len(edges[0]), dtype=np.int8), edges), shape=(size, size))
+    _, found = connected_components(graph.tocsr(), directed=False)
+    return np.asarray(found[parts], dtype=np.int64)
 
 
 def _products(holds: Any, lengths: Rows, sizes: Rows) -> Iterator[tuple[Rows, Any]]:  # noqa: ANN401

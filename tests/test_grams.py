@@ -107,6 +107,7 @@ def test_groups_against_plain_sets(texts: list[str], holders: int, data: st.Data
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
         patch.setattr(module, "PRODUCTS", products)
+        patch.setattr(module, "PAIRS", data.draw(st.sampled_from([0, 3, 2**22])))
         sample = sampled(texts)
         found = sample.groups(np.array(usable), holders=holders)
     assert found.dtype == np.int64

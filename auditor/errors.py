@@ -17,6 +17,9 @@ else is a defect of this program and keeps its traceback.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# What was seen may be a whole file, and an error is read by a person.
+MOST_LETTERS = 1000
+
 
 class CompleakError(Exception):
     """Base of all errors that are shown to a user.
@@ -32,10 +35,10 @@ class CompleakError(Exception):
     is_said = False
 
     def __init__(self, must: str, *, seen: str = "", fix: str = "") -> None:
-        self.must = must
-        self.seen = seen
-        self.fix = fix
-        super().__init__(must)
+        self.must = _short(must)
+        self.seen = _short(seen)
+        self.fix = _short(fix, 2 * MOST_LETTERS)
+        super().__init__(self.must)
 
     def __str__(self) -> str:
         lines = [self.must]
@@ -43,7 +46,8 @@ class CompleakError(Exception):
             lines.append(f"  seen: {self.seen}")
         if self.fix:
             lines.append(f"  do:   {self.fix}")
-        return "\n".join(lines)
+        # What goes on in another line stands deeper: no name of others can give advice.
+        return "\n".join(line.replace("\n", "\n        ") for line in lines)
 
 
 class ConfigError(CompleakError):
@@ -78,6 +82,11 @@ class GateError(CompleakError):
     """A release breaks the bound that it was given: all went well, and it may not go out."""
 
     exit_code = 3
+
+
+def _short(text: str, most: int = MOST_LETTERS) -> str:
+    """A text of any length, its middle left out where it is too long."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> ConfigError:

@@ -8,6 +8,7 @@ too (releases, shadows, two audits beside each other) opens a `run.Run`.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,16 @@ from auditor.config import AuditConfig
 from auditor.errors import CompleakError, StoreError
 from auditor.records import records_sha256
 from auditor.results import SCHEMA_VERSION, AuditResult
+from auditor.results.whole import fault, finite
 from auditor.scoring.scores import Float64
 
 # What a row of scores.parquet says of its record; every column of numbers beside is an attack's.
 OF_RECORD = ("record_id", "is_member", "n_tokens", "group")
+# The types of the columns that are no signals.
+KEYS = {
+    **{"record_id": "string", "is_member": "bool", "n_tokens": "int64", "group": "int64"},
+    "variant": "string",
+}
 # Signals about all versions together, or about none: they stand in the original's rows.
 OVER_ALL = ("mean-rank", "combined", "combined-ref", "blind")
 AGAIN = "run the audit again: stored scores are kept"
@@ -96,17 +103,20 @@ def read_result(path: Path) -> AuditResult:
     try:
         text = path.read_text(encoding="utf-8")
         _must_be_of_this_schema(path, text)
-        return AuditResult.model_validate_json(text)
-    except (OSError, ValueError) as error:
+        result = AuditResult.model_validate_json(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(
             f"{path} must be the result of an audit by this version",
             seen=first_line(error),
             fix=AGAIN,
         ) from error
+    if (seen := fault(result)) is not None:
+        raise StoreError(f"{path} must be as the audit wrote it", seen=seen, fix=AGAIN)
+    return result
 
 
 def _must_be_of_this_schema(path: Path, text: str) -> None:
-    content = json.loads(text)
+    content = json.loads(text, parse_float=finite, parse_constant=finite)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version not in (None, SCHEMA_VERSION):
         raise StoreError(
@@ -218,12 +228,17 @@ def _read_table(path: Path) -> pa.Table:
     """`scores.parquet` without the texts that may stand in it, and without a gap in its keys."""
     try:
         columns = pq.read_schema(path)
-        keys = [*OF_RECORD, "variant"]
+        keys = list(KEYS)
         if missing := [name for name in keys if name not in columns.names]:
             raise not_whole(path.parent, f"no column {missing[0]}")
+        if twice := [name for name, n in Counter(columns.names).items() if n > 1]:
+            raise not_whole(path.parent, f"the column {twice[0]} twice")
+        kinds = {name: str(columns.field(name).type).removeprefix("large_") for name in keys}
+        if odd := [name for name in keys if kinds[name] != KEYS[name]]:
+            raise not_whole(path.parent, f"a column {odd[0]} of {columns.field(odd[0]).type}")
         attacks = [field.name for field in columns if pa.types.is_floating(field.type)]
         table = pq.read_table(path, columns=[*keys, *attacks], use_threads=False)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise not_whole(path.parent, first_line(error)) from error
     if gaps := [name for name in keys if table[name].null_count]:
         raise not_whole(path.parent, f"column {gaps[0]} has gaps")

@@ -94,8 +94,9 @@ def must_be_free(output: Path, about: Mapping[str, str]) -> bool:
         return False
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         found = {}
+    found = found if isinstance(found, dict) else {}
     for key in about:
         if found.get(key) != about[key]:
             raise StoreError(

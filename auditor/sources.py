@@ -86,26 +86,25 @@ class ParquetFile:
         self._state: tuple[int, ...] = ()  # of the file that they were read from
 
     def _file(self) -> Any:  # noqa: ANN401 - pyarrow is untyped
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
-            return pq.ParquetFile(self._path)
-        except (OSError, pa.ArrowException) as error:
-            raise RecordsError(
-                f"{self._path} must be a Parquet file", seen=str(error).splitlines()[0]
-            ) from None
+        return pq.ParquetFile(self._path)
 
     def stream(self) -> Iterator[Placed]:
         """See `RowSource`."""
         number = 0
-        for batch in self._file().iter_batches(batch_size=1024, use_threads=False):
-            for row in batch.to_pylist():
-                yield Placed(number, f"row {number + 1} of {self._path}", row)
-                number += 1
+        with _readable(self._path):
+            for batch in self._file().iter_batches(batch_size=1024, use_threads=False):
+                for row in batch.to_pylist():
+                    yield Placed(number, f"row {number + 1} of {self._path}", row)
+                    number += 1
 
     def read(self, positions: Sequence[int]) -> list[Row]:
         """See `RowSource`."""
+        with _readable(self._path):
+            return self._read(positions)
+
+    def _read(self, positions: Sequence[int]) -> list[Row]:
         import numpy as np
 
         file = self._file()
@@ -143,6 +142,23 @@ class ParquetFile:
             self._room -= table.nbytes
             self._groups[number] = table
         return table
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What is wrong with a Parquet file: pages that are damaged, text that is no UTF-8, dates that
+    Python does not know.
+    """
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
+        raise RecordsError(
+            f"{path} must be a Parquet file whose every row can be read",
+            seen=next(iter(str(error).splitlines()), type(error).__name__),
+            fix="write it again, with the columns that are needed alone",
+        ) from None
 
 
 @contextmanager

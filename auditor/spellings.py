@@ -32,10 +32,8 @@ def parse_source(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over whate
     if not isinstance(value, str):
         return value
     path, _, rest = value.partition(",")
-    return {
-        "path": path,
-        **key_values(rest, known=("name", "split", "revision"), kind="a data source"),
-    }
+    found = key_values(rest, known=("name", "split", "revision"), kind="a data source")
+    return {"path": path, **{key: value for key, value in found.items() if value}}
 
 
 def parse_model_args(value: Any) -> Any:  # noqa: ANN401

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from auditor.bounded_yaml import YAML_ERRORS, compose
 from auditor.card.entries import Entries, replaced_entries
 from auditor.card.readme import BOM, CardError, front_matter, lines_of, newline_of, usual_newline
 from auditor.card.yaml_text import as_yaml, colon_end, content_end, tree
@@ -129,12 +130,12 @@ def _parsed(path: Path, block: str) -> _Parsed:
     """
     try:
         loader = yaml.SafeLoader(block)
-        root = loader.get_single_node()
+        root = compose(loader)
         if root is None:
             return _Parsed({}, {})
         _must_not_repeat(path, root, set())
         values = loader.construct_document(root)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except YAML_ERRORS as error:
         raise CardError(
             f"the front matter of {path} must be YAML",
             seen=" ".join(str(error).split())[:200],

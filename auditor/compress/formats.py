@@ -78,7 +78,7 @@ def recognise(name: str, path: Path) -> Format:
     settings = _settings(name, path)
     pickled = path / HQQ_PICKLE
     if pickled.is_file() and not any(path.glob("*.safetensors")):
-        return Format("hqq", _hqq(settings), settings, (pickled,))
+        return Format("hqq", _described(name, "hqq", settings), settings, (pickled,))
     if not settings:
         return Format("plain", "plain weights")
     kind = quant_method(settings)
@@ -90,7 +90,19 @@ def recognise(name: str, path: Path) -> Format:
             "pruned, clustered or cast)",
         )
     _check_layout(name, kind, settings)
-    return Format(kind, DESCRIBE[kind](settings), settings)
+    return Format(kind, _described(name, kind, settings), settings)
+
+
+def _described(name: str, kind: str, settings: Mapping[str, Any]) -> str:
+    """The settings in words."""
+    try:
+        return DESCRIBE[kind](settings)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise VariantError(
+            f"the quantization settings of {name} must be as {kind} writes them",
+            seen=f"{type(error).__name__}: {error}",
+            fix="copy or download it again",
+        ) from error
 
 
 def quant_method(settings: Mapping[str, Any]) -> str:

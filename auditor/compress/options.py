@@ -20,7 +20,7 @@ Shapes = Mapping[str, "Shape"]
 class Options(BaseModel):
     """Base of all options; also the options of a compressor that has none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     # The option that may be written first and without its key, as in `checkpoint:PATH`.
     positional: ClassVar[str | None] = None
 

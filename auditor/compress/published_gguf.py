@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from auditor.artifacts.headers import Unsearchable, gguf_strings
 from auditor.compress.checkpoint import Checkpoint
 from auditor.compress.matrices import skeleton
 from auditor.compress.weights import first_line
 from auditor.errors import ModelError, VariantError
 
+# What the library raises over a file that is not whole.
+MALFORMED = (ValueError, KeyError, IndexError, OSError, OverflowError, TypeError, AttributeError)
 HEAD = "output.weight"
 EMBEDDING = "token_embd.weight"
 # Stored as they are, without codes and scales.
@@ -81,11 +84,14 @@ def open_gguf(name: str, path: Path) -> GgufFile:
         VariantError: Its architecture is not known here.
     """
     try:
+        # The library believes every count in a file, and goes on for as long.
+        for _ in gguf_strings(path):
+            pass
         reader = import_module("gguf").GGUFReader(path)
         fields = dict(reader.fields)
         architecture = str(fields["general.architecture"].contents())
         tensors = {tensor.name: tensor for tensor in reader.tensors}
-    except (ValueError, KeyError, IndexError, OSError, OverflowError, UnicodeError) as error:
+    except (Unsearchable, *MALFORMED) as error:
         raise ModelError(
             f"{name} must be a whole GGUF file",
             seen=f"{first_line(error)}; {path.stat().st_size:,} bytes",

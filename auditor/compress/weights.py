@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from auditor.errors import ModelError
+
+# Shards are called model-00001-of-00002.safetensors and the like.
+SHARD = re.compile(r"[\w-][\w.=+-]{0,199}")
 
 
 def weight_files(name: str, path: Path, *, allow_pickle: bool) -> list[Path]:
@@ -45,6 +49,10 @@ def _listed(name: str, path: Path, whole: str) -> list[Path]:
     listed = read_json(name, index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise ModelError(f"{name}/{index.name} must list the shards", seen="no weight_map in it")
+    if odd := [file for file in listed.values() if not _is_name(file)]:
+        raise ModelError(
+            f"{name}/{index.name} must name files beside it", seen=f"{odd[0]!r} for a shard"
+        )
     files = [path / file for file in sorted(set(listed.values()))]
     if missing := [file.name for file in files if not file.is_file()]:
         raise ModelError(
@@ -53,6 +61,11 @@ def _listed(name: str, path: Path, whole: str) -> list[Path]:
             fix="copy or download it again",
         )
     return files
+
+
+def _is_name(file: object) -> bool:
+    """Whether this is the name of a file in the same folder, and no way out of it."""
+    return isinstance(file, str) and SHARD.fullmatch(file) is not None
 
 
 def _check_safetensors(name: str, file: Path) -> None:
@@ -77,7 +90,7 @@ def read_json(name: str, file: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{name}/{file.name} must be readable JSON", seen=str(error)) from error
     if not isinstance(found, dict):
         raise ModelError(f"{name}/{file.name} must be a JSON object", seen=type(found).__name__)

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test fuzz lint bench clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
@@ -30,6 +30,19 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# 100,000 inputs for each parser: about three hours on one core; `make fuzz RUNS=1000` takes minutes,
+# `make fuzz TARGET=recipe` is one of them. See benchmarks/fuzzing.md.
+RUNS ?= 100000
+TARGET ?=
+
+# Atheris has no wheels for every Python: without it hypothesis draws the inputs, and says so.
+$(VENV)/.fuzz: $(VENV)/.test
+	$(INSTALL) -e '.[fuzz]' || echo "left out: atheris (see the error above)"
+	@touch $@
+
+fuzz: $(VENV)/.fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --runs $(RUNS) $(TARGET)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -222,6 +222,9 @@ class VariantStore:
         name = f"{_stem(number)}-{hashlib.sha256(content).hexdigest()[:DIGITS]}.parquet"
         with written_whole(self.folder / name) as part:
             part.write_bytes(content)
+        for path in self.folder.glob(f"{_stem(number)}-*.parquet"):
+            if path.name != name:  # damaged, or another's
+                path.unlink(missing_ok=True)
 
     def manifest_of(
         self,
@@ -297,12 +300,12 @@ class VariantStore:
             # `read_table` would set up a data set around the one file, in twice the time.
             with pq.ParquetFile(path) as opened:
                 table = opened.read(use_threads=False)
-        except (OSError, pa.ArrowException):
+        except (OSError, pa.ArrowException, ValueError, KeyError):
             return None
         metadata = table.schema.metadata or {}
-        if metadata.get(b"fingerprint", b"").decode() != self._digest:
+        if metadata.get(b"fingerprint") != self._digest.encode():
             return None
-        if metadata.get(b"shard", b"").decode() != str(number):
+        if metadata.get(b"shard") != str(number).encode() or not _is_sound(table):
             return None
         same = np.array_equal(table.column("record").to_numpy(), self.shards[number])
         return table if same else None
@@ -310,6 +313,16 @@ class VariantStore:
 
 def _stem(number: int) -> str:
     return f"shard-{number:05d}"
+
+
+def _is_sound(table: pa.Table) -> bool:
+    """Whether there are four facts of every token, and no gap."""
+    if not table.schema.equals(SCHEMA) or any(column.null_count for column in table.columns):
+        return False
+    lists = [table.column(name).combine_chunks() for name in COLUMNS]
+    return all(
+        part.offsets.equals(lists[0].offsets) and not part.flatten().null_count for part in lists
+    )
 
 
 def _scores(table: pa.Table) -> Scores:

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 # What was seen may be a whole file, and an error is read by a person.
-MOST_LETTERS = 1000
+MOST_LETTERS, MOST_LINES = 1000, 40
 
 
 class CompleakError(Exception):
@@ -86,6 +86,9 @@ class GateError(CompleakError):
 
 def _short(text: str, most: int = MOST_LETTERS) -> str:
     """A text of any length, its middle left out where it is too long."""
+    lines = text.split("\n")
+    if len(lines) > MOST_LINES:
+        text = "\n".join([*lines[:MOST_LINES], "..."])
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
 
 

@@ -15,7 +15,7 @@ from auditor.stats.sides import too_few_nonmembers
 
 AUC = "auc"
 TPR = "tpr@"
-SPELLINGS = re.compile(r"\s*(?:auc=(?P<auc>[^@]+)|tpr=(?P<tpr>[^@]+)@\s*fpr=(?P<fpr>[^@]+))\s*")
+SPELLINGS = re.compile(r"auc=(?P<auc>[^@]+)|tpr=(?P<tpr>[^@]+)@\s*fpr=(?P<fpr>[^@]+)")
 HEADLINE_FPR = 0.01
 
 
@@ -25,7 +25,7 @@ def parse_bound(text: str) -> Bound:
     Raises:
         ConfigError: It is spelled otherwise, or a value is out of range.
     """
-    found = SPELLINGS.fullmatch(text)
+    found = SPELLINGS.fullmatch(text.strip())
     if found is None:
         raise _not_a_bound(text, "neither of the two")
     if found["auc"] is not None:

@@ -60,7 +60,9 @@ def _faults_of_releases(part: Releases) -> Iterator[str]:
     """Every set has the figure that it is ranked and judged by."""
     metrics = {part.metric, part.bound.metric} if part.bound is not None else {part.metric}
     rates = [metric.removeprefix(TPR) for metric in metrics if metric != AUC]
-    for held in (*part.sets, *part.parts, *([part.gate] if part.gate is not None else [])):
+    sets: list[Release | Part] = [*part.sets, *part.parts]
+    sets += [part.gate] if part.gate is not None else []
+    for held in sets:
         if missing := [rate for rate in rates if rate not in held.tpr_at_fpr]:
             yield f"a set of versions without its TPR at {missing[0]}"
 

@@ -9,6 +9,7 @@ property does not hold is kept under `--out`, two of each kind, and the run goes
 import argparse
 import importlib.util
 import json
+import mmap
 import os
 import random
 import subprocess
@@ -22,6 +23,7 @@ from tests.fuzz.mutations import MOST_BYTES, mutated
 
 FOUND = 1
 LIKE = 2  # inputs that are kept of one finding
+LENGTH = 8  # bytes of an input's length
 CORPUS = Path(__file__).parent / "corpus"
 
 
@@ -63,6 +65,9 @@ def _in_a_process(name: str, asked: argparse.Namespace) -> int:
     begin = time.perf_counter()
     ended = subprocess.run(command, capture_output=True, check=False, text=True, errors="replace")
     if not summary.is_file():
+        last = asked.out / name / "last-input"
+        content = last.read_bytes() if last.is_file() else b""
+        last.write_bytes(content[LENGTH:][: int.from_bytes(content[:LENGTH], "little")])
         print(f"{name}: ended with {ended.returncode}:\n{ended.stderr[-4000:]}", flush=True)
         return 1
     told = json.loads(summary.read_text(encoding="utf-8"))
@@ -89,13 +94,19 @@ class _Tally:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._kinds: Counter[str] = Counter()
         self._n = self._n_taken = 0
-        # What ends the process at once, such as a fault in a library, leaves its input here.
+        # What ends the process at once, such as a fault in a library, leaves its input here: pages
+        # in memory, which the system keeps when the process is gone.
         self._last = self._folder / "last-input"
+        self._last.write_bytes(b"\0" * (LENGTH + MOST_BYTES))
+        with self._last.open("r+b") as file:
+            self._page = mmap.mmap(file.fileno(), 0)
 
     def one(self, data: bytes) -> None:
         """Check one input; ends the process after the last."""
         self._n += 1
-        self._last.write_bytes(data)
+        size = min(len(data), MOST_BYTES)
+        self._page[:LENGTH] = size.to_bytes(LENGTH, "little")
+        self._page[LENGTH : LENGTH + size] = data[:size]
         try:
             self._n_taken += self._check(self._target, data)
         except KeyboardInterrupt:

@@ -11,6 +11,9 @@ from auditor.errors import ConfigError, unknown
 
 Config = TypeVar("Config", bound=Shared)
 
+# What lets a checkpoint's own code or pickles be read is for whoever runs a recipe to say.
+BY_HAND = ("trust_remote_code", "allow_pickle")
+
 
 def folder() -> Path:
     """Where the recipes lie: inside the installed package, or beside it in a checkout."""
@@ -33,7 +36,8 @@ def load(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is none of that name, it is not YAML, or it holds an unknown key.
     """
-    import yaml
+    from auditor.bounded_yaml import YAML_ERRORS
+    from auditor.bounded_yaml import load as load_yaml
 
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder() / f"{name}.yaml"
     if not path.is_file():
@@ -41,8 +45,8 @@ def load(name: str) -> dict[str, Any]:
             raise unknown("recipe", name, names())
         raise ConfigError("--recipe must be a name or a file", seen=f"{path} does not exist")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, *YAML_ERRORS) as error:
         seen = " ".join(str(error).split())
         raise ConfigError(f"{path} must be readable YAML", seen=seen) from error
     if not isinstance(content, dict):
@@ -57,9 +61,19 @@ def configure(given: dict[str, Any], *, recipe: str | None = None) -> AuditConfi
     """An `AuditConfig` from a recipe and from what was given beside it, which wins.
 
     Raises:
-        ConfigError: A value is missing or wrong; names the flag.
+        ConfigError: A value is missing or wrong, or must be given by hand; names the flag.
     """
-    merged = {**(load(recipe) if recipe else {}), **given}
+    loaded = load(recipe) if recipe else {}
+    for key in BY_HAND:
+        if loaded.get(key) not in (None, False) and key not in given:
+            flag = f"--{key.replace('_', '-')}"
+            raise ConfigError(
+                f"{flag} must be given on the command line: a recipe that was written by somebody "
+                "else must not open this machine to a checkpoint",
+                seen=f"{key}: {loaded[key]!r} in {recipe}",
+                fix=f"add {flag} to the command if you trust the checkpoints that it names",
+            )
+    merged = {**loaded, **given}
     # A way of naming the records given by hand replaces the recipe's, instead of clashing with it.
     pair = {"members", "nonmembers"}
     if "data" in given and not pair & given.keys():

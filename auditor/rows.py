@@ -1,12 +1,16 @@
 """From a row to the text of a record, and to its side."""
 
+import re
 from typing import Any
 
 from auditor.config import Shared
 from auditor.errors import RecordsError
 from auditor.scoring.encode import RecordText
-from auditor.textfiles import Placed
+from auditor.textfiles import Placed, Row
 
+# What a column is called; the first line of a table without names is a record.
+NAME = re.compile(r"[\w.-]{1,40}")
+MOST_COLUMNS = 20
 MEMBER = ("1", "true", "member", "yes")
 NONMEMBER = ("0", "false", "nonmember", "non-member", "no")
 
@@ -31,6 +35,12 @@ class RowReader:
         Raises:
             RecordsError: None of these columns is there, or a value is no text.
         """
+        found = self._text(placed)
+        for part in (found.prompt, found.text):
+            _must_be_unicode(placed, part)
+        return found
+
+    def _text(self, placed: Placed) -> RecordText:
         config, row = self._config, placed.row
         if config.text_column in row:
             return RecordText(self._string(placed, config.text_column))
@@ -47,7 +57,7 @@ class RowReader:
         )
         raise RecordsError(
             f"{placed.where} must have a column {wanted}",
-            seen=f"columns: {', '.join(map(str, row)) or 'none'}",
+            seen=_columns(row),
             fix="name the column with --text-column",
         )
 
@@ -61,7 +71,7 @@ class RowReader:
         if column not in placed.row:
             raise RecordsError(
                 f"{placed.where} must have a label column {column!r}",
-                seen=f"columns: {', '.join(map(str, placed.row)) or 'none'}",
+                seen=_columns(placed.row),
                 fix="name it with --label-column",
             )
         value = str(placed.row[column]).strip().lower()
@@ -69,7 +79,9 @@ class RowReader:
             return value in MEMBER
         raise RecordsError(
             f"{placed.where}: {column} must be 1 or 0, true or false, member or nonmember",
-            seen=repr(placed.row[column]),
+            # Not the value: the column may be that of the text.
+            seen=f"a {type(placed.row[column]).__name__} that is none of these",
+            fix="mend that row, or name another column with --label-column",
         )
 
     def _string(self, placed: Placed, column: str) -> str:
@@ -102,7 +114,37 @@ class RowReader:
         try:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False)
         except Exception as error:  # templates raise whatever their authors thought of
+            said = str(error)
+            # A template may put the conversation into what it raises; its own words stand in it.
+            known = said and said in str(getattr(self._tokenizer, "chat_template", ""))
             raise RecordsError(
-                f"{placed.where}: {column} must fit the model's chat template", seen=str(error)
-            ) from error
+                f"{placed.where}: {column} must fit the model's chat template",
+                seen=said if known else f"a {type(error).__name__} in the template",
+            ) from None
         return RecordText(text, add_special_tokens=False)
+
+
+def _columns(row: Row) -> str:
+    """The columns of a row that are called as columns are, and how many are not."""
+    names = [str(name) for name in row if NAME.fullmatch(str(name))]
+    odd = len(row) - len(names)
+    named = ", ".join(names[:MOST_COLUMNS]) + (", ..." if len(names) > MOST_COLUMNS else "")
+    parts = [named] if names else []
+    parts += [f"{odd} whose names look like text: is there a header?"] if odd else []
+    return f"columns: {' and '.join(parts) or 'none'}"
+
+
+def _must_be_unicode(placed: Placed, text: str) -> None:
+    r"""JSON can hold half of a character, as `\ud83d`, that no tokenizer takes.
+
+    Raises:
+        RecordsError: The text holds one.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RecordsError(
+            f"{placed.where} must be text that UTF-8 can hold",
+            seen=f"half of a character, \\u{ord(text[error.start]):04x}, at letter {error.start}",
+            fix="take it out: whatever cut the text there cut a character in two",
+        ) from None

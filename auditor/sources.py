@@ -146,9 +146,7 @@ class ParquetFile:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """What is wrong with a Parquet file: pages that are damaged, text that is no UTF-8, dates that
-    Python does not know.
-    """
+    """Pages that are damaged, text that is no UTF-8, dates that Python does not know."""
     import pyarrow as pa
 
     try:
@@ -220,6 +218,9 @@ class DataSet:
                 seen=str(error).strip().splitlines()[0],
                 fix="give the path of a .jsonl, .json, .csv or .parquet file",
             ) from error
+        if self._cache is not None:
+            # What is mapped stays readable without a name; a process that is killed leaves none.
+            shutil.rmtree(self._cache, ignore_errors=True)
         self._splits = list(found) if isinstance(found, dict) else []
         self._data = self._split(found)
         return self._data

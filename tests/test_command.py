@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from auditor.cli import app
 from auditor.config import AuditConfig
 from auditor.finished import read_result
-from auditor.recipes import configure
+from auditor.recipes import BY_HAND, configure
 from auditor.report.command import RECIPE, repeat_command
 from auditor.results import AuditResult
 from tests.report_cases import invented_run
@@ -41,8 +41,12 @@ def read_back(command: str, folder: Path) -> AuditConfig:
         assert first == f"cat > {RECIPE} <<'END'"
         content, _, command = rest.partition("\nEND\n")
         (folder / RECIPE).write_text(content, encoding="utf-8")
-        assert words(command) == ["compleak-llm", "audit", "--recipe", RECIPE]
-        return configure({}, recipe=str(folder / RECIPE))
+        program, verb, *given = words(command)
+        assert [program, verb, *given[:2]] == ["compleak-llm", "audit", "--recipe", RECIPE]
+        # What a recipe alone may not allow stands beside it.
+        beside = {flag.removeprefix("--").replace("-", "_"): True for flag in given[2:]}
+        assert beside.keys() <= set(BY_HAND)
+        return configure(beside, recipe=str(folder / RECIPE))
     program, *given = words(command)
     assert program == "compleak-llm"
     _, bound, _ = app.parse_args(given, exit_on_error=False, print_error=False)

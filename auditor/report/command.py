@@ -8,6 +8,7 @@ from typing import Any
 
 from auditor.config import AuditConfig
 from auditor.errors import CompleakError
+from auditor.recipes import BY_HAND
 from auditor.results import AuditResult
 
 COMMAND = "compleak-llm audit"
@@ -110,4 +111,6 @@ def _through_recipe(given: Mapping[str, Any]) -> str:
         else (f"\\u{ord(letter):04x}" if ord(letter) < 2**16 else f"\\U{ord(letter):08x}")
         for letter in content
     )
-    return f"cat > {RECIPE} <<'END'\n{content}\nEND\n{COMMAND} --recipe {RECIPE}"
+    # What a recipe alone may not allow stands beside it.
+    flags = "".join(f" {_flag(name, True, '')}" for name in BY_HAND if given.get(name) is True)
+    return f"cat > {RECIPE} <<'END'\n{content}\nEND\n{COMMAND} --recipe {RECIPE}{flags}"

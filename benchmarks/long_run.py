@@ -225,8 +225,8 @@ class Speeds(NamedTuple):
 
     Attributes:
         at: When the shard was written, seconds of the clock.
-        records: Records a second.
-        tokens: Tokens a second.
+        records: Records for each second of a processor, which does not count what others took.
+        tokens: The same in tokens.
     """
 
     at: Float64
@@ -234,18 +234,16 @@ class Speeds(NamedTuple):
     tokens: Float64
 
 
-def speeds(shards: Written, begin: float) -> Speeds:
-    """The speed of each shard but the first after a start.
-
-    Args:
-        shards: Of one version.
-        begin: When the second process was started.
-    """
-    at = np.array(shards.at)
-    within = (at[:-1] > begin) | (at[1:] < begin)
-    gaps = np.diff(at)
-    records, tokens = (np.array(c)[1:] / gaps for c in (shards.n_records, shards.n_tokens))
-    return Speeds(at[1:][within], records[within], tokens[within])
+def speeds(seen: Seen, shards: Written) -> Speeds:
+    """The speed of each shard of a version but the first after a start."""
+    found = []
+    at, held = np.array(shards.at), np.array([shards.n_records, shards.n_tokens])
+    for ran in seen.ran:
+        own = np.flatnonzero((at > ran.begin) & (at <= ran.end))
+        clock, used = ([getattr(s, name) for s in ran.samples] for name in ("at", "cpu_s"))
+        spent = np.diff(np.interp(at[own], clock, used))
+        found.append(np.stack([at[own][1:], *(held[:, own[1:]] / np.maximum(spent, 1e-3))]))
+    return Speeds(*np.concatenate(found, axis=1))
 
 
 def last_over_first(values: Float64) -> float:
@@ -279,7 +277,7 @@ def print_tables(found: list[Seen]) -> None:
     print("|---|---|---|---|---|")
     for seen in found:
         for version, shards in seen.versions.items():
-            own = speeds(shards, seen.ran[1].begin)
+            own = speeds(seen, shards)
             first = f"{first_shard_s(seen):,.1f}" if version == "original" else ""
             cells = f"{last_over_first(own.records):.2f} | {last_over_first(own.tokens):.2f}"
             print(f"| {seen.n:,} | {version} | {cells} | {first} |")
@@ -311,7 +309,7 @@ def draw(seen: Seen, path: Path) -> None:
         memory.axvline(seen.ran[1].begin - zero, color=tone("bad"), linewidth=1.0)
         memory.axvline(seen.ran[2].begin - zero, color=tone("good"), linewidth=1.0)
         for colour, shards in zip(("original", "variant"), seen.versions.values(), strict=True):
-            own = speeds(shards, seen.ran[1].begin)
+            own = speeds(seen, shards)
             speed.plot(own.at - zero, own.records, ".", color=tone(colour), markersize=3.0)
         end = seen.ran[-1].end - zero
         memory.set(xlim=(0, end), ylim=(0, None))
@@ -320,7 +318,9 @@ def draw(seen: Seen, path: Path) -> None:
             axes.yaxis.set_major_formatter("{x:,.0f}")
             finish_ticks(axes)
         name_axes(memory, across="", up="resident memory, MiB")
-        name_axes(speed, across="seconds", up="records a second, each point a shard")
+        name_axes(
+            speed, across="seconds", up="records for each second of a processor, each point a shard"
+        )
         write(figure, (22, 24), f"{seen.n:,} records, two versions", size=BODY, bold=True)
         said = (
             ("main process", "original"),

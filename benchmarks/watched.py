@@ -20,12 +20,14 @@ class Sample(NamedTuple):
         at: Seconds of the clock.
         resident: Bytes of the main process.
         workers: Bytes of the processes that it started, shared pages counted in each.
+        cpu_s: Seconds of a processor that it has had so far; others on the machine do not count.
         stage: What it was at.
     """
 
     at: float
     resident: int
     workers: int
+    cpu_s: float
     stage: str
 
 
@@ -81,7 +83,8 @@ class Watched:
         while self._process.poll() is None:
             if resident := resident_bytes(self._process.pid):
                 workers = sum(map(resident_bytes, children(self._process.pid)))
-                self._samples.append(Sample(time.time(), resident, workers, self._stage))
+                used = cpu_seconds(self._process.pid)
+                self._samples.append(Sample(time.time(), resident, workers, used, self._stage))
             if is_enough():
                 self._process.send_signal(signal.SIGKILL)
             time.sleep(EVERY_S)
@@ -99,6 +102,16 @@ def resident_bytes(process: int) -> int:
     except (OSError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds(process: int) -> float:
+    """Processor time of a process, all its threads together; 0 where it is gone."""
+    try:
+        found = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2]
+    except OSError:
+        return 0.0
+    # Of the fields after the name, which may hold spaces, the 12th and 13th: user and system.
+    return sum(map(int, found.split()[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def children(process: int) -> list[int]:

@@ -39,9 +39,11 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
             what to do.
     """
     # Imported here, so that `from auditor import AuditConfig` and `--help` stay quick.
+    from auditor.devices import must_be_supported
     from auditor.dist import processes
     from auditor.report.progress import Silent
 
+    must_be_supported(config)
     ranks = processes(config.rank_timeout)
     with ranks.together():
         return _audit(config, ranks, display or Silent())
@@ -81,7 +83,14 @@ def _audit(config: AuditConfig, ranks: "Processes", display: "Display") -> Audit
         ranks.wait()
         if ranks.is_main:
             records.keep(root)
-        plan = passes(config, subjects, records, calibrations=calibrations, root=root)
+        plan = passes(
+            config,
+            subjects,
+            records,
+            calibrations=calibrations,
+            root=root,
+            tell=display.note,
+        )
         manifests, timings = score_versions(
             plan,
             records,
@@ -117,7 +126,9 @@ def _audit(config: AuditConfig, ranks: "Processes", display: "Display") -> Audit
                 artifacts=artifacts,
                 token_views=views,
                 versions=versions(),
-                environment=environment(subjects.model.placement, ranks.world),
+                environment=environment(
+                    subjects.model.placement, ranks.world, receipt=manifests["original"].receipt
+                ),
                 timings=Timings(
                     started_at=started.isoformat(timespec="seconds"),
                     total_s=time.perf_counter() - begin,

@@ -6,7 +6,6 @@ default and one sentence of help wherever it is met.
 
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,9 @@ import auditor
 from auditor.config import AuditConfig, CompressConfig
 from auditor.errors import CompleakError
 from auditor.flags import with_flags
+from auditor.listings import cache, listing
 from auditor.report.progress import Display, DisplayKind
+from auditor.stopping import Stopped, stopped_by_signals
 
 app = App(
     name="compleak-llm",
@@ -28,8 +29,8 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-listing = App(name="list", help="List attacks, variants or recipes.")
 app.command(listing)
+app.command(cache)
 
 
 def run_audit(
@@ -248,12 +249,13 @@ def report(
 
 
 def _report_and_show(run: Path, *, kind: Literal["html", "md", "pdf"], out: Path | None) -> None:
+    from auditor.report.harmless import say
     from auditor.report.page import write_report
 
     path, *figures = write_report(run, kind=kind, out=out)
-    print(path)
+    say(str(path), file=sys.stdout)
     if figures:
-        print(f"{len(figures)} figures in {figures[0].parent}", file=sys.stderr)
+        say(f"{len(figures)} figures in {figures[0].parent}", file=sys.stderr)
 
 
 @app.command
@@ -303,12 +305,13 @@ def card(
 
 def _card_and_show(run: Path, **given: Any) -> None:  # noqa: ANN401
     from auditor.card import write_card
+    from auditor.report.harmless import say
 
     written = write_card(run, **given)
     for path in written.paths:
-        print(f"wrote {path}", file=sys.stderr)
+        say(f"wrote {path}", file=sys.stderr)
     if written.pull_request is not None:
-        print(written.pull_request, flush=True)
+        say(written.pull_request, file=sys.stdout)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The files are written: a terminal that lacks a sign must not make an error of it.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -318,31 +321,9 @@ def _card_and_show(run: Path, **given: Any) -> None:  # noqa: ANN401
 def _teller(kind: DisplayKind) -> Callable[[str], None]:
     if kind == "none":
         return lambda _: None
-    return lambda line: print(line, file=sys.stderr, flush=True)
+    from auditor.report.harmless import say
 
-
-@listing.command(name="attacks")
-def list_attacks() -> None:
-    """The attacks, what they need and where they come from."""
-    from auditor.report.catalogue import attacks_table, print_table
-
-    print_table(attacks_table())
-
-
-@listing.command(name="variants")
-def list_variants() -> None:
-    """The ways of compressing, their options and whether they run here."""
-    from auditor.report.catalogue import print_table, variants_table
-
-    print_table(variants_table())
-
-
-@listing.command(name="recipes")
-def list_recipes() -> None:
-    """The recipes that come with the program."""
-    from auditor.report.catalogue import print_table, recipes_table
-
-    print_table(recipes_table())
+    return lambda line: say(line, file=sys.stderr)
 
 
 @app.command
@@ -368,36 +349,33 @@ app.command(with_flags(run_audit, AuditConfig), name="audit")
 app.command(with_flags(run_compress, CompressConfig), name="compress")
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a run as Ctrl-C does."""
+def _say_error(error: Exception) -> None:
+    from auditor.report.harmless import say
 
-
-def _terminated(number: int, frame: object) -> None:
-    del number, frame
-    raise Terminated
+    say(f"error: {error}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and give back the exit code."""
     # A library that asks a hub at import must not hold up a program that works on local paths.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    before = signal.signal(signal.SIGTERM, _terminated)
+    if os.environ.get("WORLD_SIZE"):  # torch would show its own stack where another process is gone
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with stopped_by_signals():
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say_error(error)
         return 2
     except CompleakError as error:
         if not error.is_said:
-            print(f"error: {error}", file=sys.stderr)
+            _say_error(error)
         return error.exit_code
-    except KeyboardInterrupt as error:
+    except Stopped as error:
         print("stopped; the same command goes on where this one stopped", file=sys.stderr)
-        return 143 if isinstance(error, Terminated) else 130
+        return error.exit_code
     except BrokenPipeError:
         return 0
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return 0
 
 

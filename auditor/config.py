@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from auditor.compress import VariantSpec, parse_variant, parse_variants
+from auditor.devices import parse_max_memory
 from auditor.errors import ConfigError, unknown
 from auditor.spellings import (
     MODEL_ARGS,
@@ -37,7 +38,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class Frozen(BaseModel):
     """Base of the configuration: immutable, and a key that is not known is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Source(Frozen):
@@ -105,6 +106,19 @@ class Shared(Frozen):
         "on a CPU that has it), else float32.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device_map: Literal["single", "auto"] = Field(
+        "single",
+        description="single: the whole model on one device; auto: over all GPUs, then in memory, "
+        "then on disk, for a model that no single device holds.",
+    )
+    max_memory: Annotated[dict[str, str], BeforeValidator(parse_max_memory)] = Field(
+        default_factory=dict,
+        description="What --device-map auto may take for weights, as 0=20GiB,1=20GiB,cpu=60GiB; "
+        "devices that are not named are not used. All that is free, less some room, if left out.",
+    )
+    offload_folder: str | None = Field(
+        None, description="Let --device-map auto read from disk what fits nowhere else; a folder."
+    )
     seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the checkpoint."

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from auditor.compress.checkpoint import Placement
+    from auditor.compress.receipt import Receipt
 
 PACKAGES = (
     "compleak-llm",
@@ -67,8 +68,16 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(placement: "Placement", world: int) -> dict[str, Any]:
-    """Processor, device, threads; nothing that names the machine or its user."""
+def environment(
+    placement: "Placement", world: int, *, receipt: "Receipt | None" = None
+) -> dict[str, Any]:
+    """Processor, device, threads; nothing that names the machine or its user.
+
+    Args:
+        placement: Where models go.
+        world: How many processes there are.
+        receipt: Of the original, which says where its parts lie.
+    """
     import torch
 
     found: dict[str, Any] = {
@@ -80,8 +89,15 @@ def environment(placement: "Placement", world: int) -> dict[str, Any]:
         "device": placement.device,
         "dtype": str(placement.dtype).removeprefix("torch."),
     }
+    if placement.spread is not None:
+        found["device_map"] = "auto"
+        found["held"] = {
+            key: f"{part.n_modules} modules, {part.n_bytes} bytes"
+            for key, part in (receipt.devices if receipt is not None else {}).items()
+        }
     if placement.device.startswith("cuda"):
-        found["device_name"] = torch.cuda.get_device_name(placement.device)
+        names = map(torch.cuda.get_device_name, placement.computing)
+        found["device_name"] = ", ".join(dict.fromkeys(names))
         found["cuda"] = torch.version.cuda
     return found
 
@@ -114,24 +130,26 @@ class PeakMemory:
     """Measures the memory that a block takes at its peak, above what was held when it began.
 
     Args:
-        device: "cpu" for resident memory; "cuda..." for memory that torch has allocated there.
+        devices: "cpu" for resident memory; "cuda..." for memory that torch has allocated there, of
+            several GPUs the sum.
 
     Attributes:
         peak_bytes: Once the block has ended; 0 where the system does not tell.
     """
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    def __init__(self, *devices: str) -> None:
+        self._gpus = [device for device in devices if device.startswith("cuda")]
         self._begin = 0
         self.peak_bytes = 0
 
     def __enter__(self) -> Self:
         global _earlier_peak  # noqa: PLW0603 - the kernel's counter is one for the process too
-        if self._device.startswith("cuda"):
+        if self._gpus:
             import torch
 
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._begin = torch.cuda.memory_allocated(self._device)
+            for device in self._gpus:
+                torch.cuda.reset_peak_memory_stats(device)
+            self._begin = sum(map(torch.cuda.memory_allocated, self._gpus))
             return self
         _earlier_peak = peak_bytes()
         with suppress(OSError):  # sets the kernel's peak back to what is held now
@@ -140,10 +158,10 @@ class PeakMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._device.startswith("cuda"):
+        if self._gpus:
             import torch
 
-            found = torch.cuda.max_memory_allocated(self._device)
+            found = sum(map(torch.cuda.max_memory_allocated, self._gpus))
         else:
             found = _status_bytes("VmHWM")
         self.peak_bytes = max(0, found - self._begin)
@@ -153,20 +171,26 @@ def place(config: Shared, checkpoint_dtype: "torch.dtype | str | None") -> "Plac
     """Where models go and in which precision; torch is given the threads that it may use.
 
     Args:
-        config: Its `device` and `dtype` (or `--model-args dtype=`) decide.
+        config: Its `device`, `device_map` and `dtype` (or `--model-args dtype=`) decide.
         checkpoint_dtype: What the checkpoint is stored in, for `auto` on a GPU.
 
     Raises:
-        ConfigError: A device that this machine lacks, or an unknown dtype.
+        ConfigError: A device that this machine lacks, an unknown dtype, or a way of running in
+            parallel that an audit cannot use.
     """
     import torch
 
     from auditor.compress.checkpoint import Placement
+    from auditor.devices import must_be_supported, settle
     from auditor.dist import processes
     from auditor.scoring.threads import set_threads
 
+    must_be_supported(config)
     set_threads()
-    device = config.device
+    device, spread = config.device, None
+    if config.device_map == "auto":
+        spread = settle(config)
+        device = spread.main
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device != "cpu" and not device.startswith("cuda"):
@@ -191,7 +215,7 @@ def place(config: Shared, checkpoint_dtype: "torch.dtype | str | None") -> "Plac
             raise unknown("dtype", given, DTYPES)
         name = given  # type: ignore[assignment]
     if name != "auto":
-        return Placement(device, getattr(torch, name))
+        return Placement(device, getattr(torch, name), spread)
     # The checkpoint's own precision where the device multiplies in it: what a user of the model
     # gets. Elsewhere float32, which is as fast there and rounds nothing away.
     stored = checkpoint_dtype
@@ -200,7 +224,7 @@ def place(config: Shared, checkpoint_dtype: "torch.dtype | str | None") -> "Plac
     own = isinstance(stored, torch.dtype) and (
         device.startswith("cuda") or (stored == torch.bfloat16 and multiplies_bfloat16())
     )
-    return Placement(device, stored if own and stored is not None else torch.float32)
+    return Placement(device, stored if own and stored is not None else torch.float32, spread)
 
 
 # Of x86 processors (one of them is enough), and of ARM's.

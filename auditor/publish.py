@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from auditor.calibration import Calibration, read_calibrations
+from auditor.compress import COMPRESSORS
+from auditor.compress.inside import is_own_file
 from auditor.compress.receipt import Receipt
 from auditor.config import CompressConfig
-from auditor.errors import StoreError, VariantError
+from auditor.errors import ModelError, StoreError, VariantError
 from auditor.files import cannot_write, write_text
 from auditor.rows import RowReader
 from auditor.sources import open_source
@@ -62,12 +64,14 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
     Raises:
         CompleakError: It cannot be made, or not written so that it loads to the same logits.
     """
+    from auditor.compress.cache import Cache
     from auditor.compress.checkpoint import (
         context_tokens,
         load_tokenizer,
         open_checkpoint,
     )
-    from auditor.compress.make import check_possible, compress
+    from auditor.compress.dispatch import must_hold
+    from auditor.compress.make import check_possible
     from auditor.compress.measure import stored_dtype
     from auditor.compress.quiet import quiet_transformers, quietly
     from auditor.environment import place
@@ -90,8 +94,10 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
     )
     calibration = next(iter(calibrations.values()), None)
     placement = place(config, getattr(checkpoint.config, "dtype", None))
+    in_place = COMPRESSORS[config.spec.id].in_place
+    must_hold(checkpoint, placement, [config.spec.label] if in_place else ())
     tell(f"making {config.spec.label} of {config.model}")
-    made = compress(checkpoint, config.spec, placement, calibration=calibration)
+    made = Cache.of_user(tell).made(checkpoint, config.spec, placement, calibration=calibration)
     if made.cannot_save is not None:
         raise VariantError(
             f"{config.spec.label} must be something that a folder can hold",
@@ -110,13 +116,30 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
         tell("loading it again")
         _must_be_same(part, before, checkpoint, placement, variant=config.spec.label)
         written = sum(file.stat().st_size for file in part.glob("*.safetensors"))
-        receipt = receipt.model_copy(update={"bytes_disk": written})
+        receipt = _to_be_shown(receipt, config).model_copy(update={"bytes_disk": written})
         write_text(part / RECEIPT, receipt.model_dump_json(indent=2) + "\n", private=False)
         _tokenizer_files(checkpoint, tokenizer, part)
         tell("searching what was written for calibration texts and records")
         _search(config, part, calibration, tokenizer)
     tell(f"wrote {out}")
     return receipt
+
+
+def _to_be_shown(receipt: Receipt, config: CompressConfig) -> Receipt:
+    """The receipt as everybody may read it, who downloads the folder.
+
+    Ids of calibration texts would let whoever holds a text find out that it was among them, and
+    the path of the texts is this machine's own affair.
+    """
+    use = receipt.calibration
+    if use is not None:
+        use = use.model_copy(update={"ids": [], "source": Path(use.source).name})
+    allowed = (
+        (config.trust_remote_code, "code that came with the checkpoint was allowed to run"),
+        (config.allow_pickle, "weights were allowed to be read from pickle files"),
+    )
+    notes = [*receipt.notes, *(sentence for is_allowed, sentence in allowed if is_allowed)]
+    return receipt.model_copy(update={"calibration": use, "notes": notes})
 
 
 def _free(out: Path) -> Path:
@@ -209,18 +232,25 @@ def load_written(folder: Path, placement: "Placement", *, remote_code: bool = Fa
     from transformers import AutoModelForCausalLM
 
     from auditor.compress.checkpoint import quantization_of
+    from auditor.compress.dispatch import load_placed
     from auditor.compress.matrices import cast_plain
     from auditor.compress.quiet import quiet_transformers, quietly
 
     loader: Any = AutoModelForCausalLM
-    with quiet_transformers(), quietly():
+
+    def load(where: dict[str, Any]) -> tuple[Any, None]:
         model = loader.from_pretrained(
             folder,
             dtype=placement.dtype,
-            device_map={"": placement.device},
             local_files_only=True,
             trust_remote_code=remote_code,
-        ).eval()
+            use_safetensors=True,
+            **where,
+        )
+        return model.eval(), None
+
+    with quiet_transformers(), quietly():
+        model, _ = load_placed(load, placement, str(folder))
     cast_plain(model, placement.dtype)
     packed = quantization_of(model.config)
     if packed == "bitsandbytes":
@@ -237,6 +267,13 @@ def load_written(folder: Path, placement: "Placement", *, remote_code: bool = Fa
 def _tokenizer_files(checkpoint: "Checkpoint", tokenizer: Any, part: Path) -> None:  # noqa: ANN401
     found = [name for name in COPIED if (checkpoint.path / name).is_file()]
     for name in found:
+        # A link in a checkpoint of others could publish any file of this machine.
+        if not is_own_file(checkpoint.path / name, checkpoint.path):
+            raise ModelError(
+                f"{checkpoint.name}/{name} must be a file of the checkpoint itself to be copied",
+                seen=f"a link to {(checkpoint.path / name).resolve()}",
+                fix="put the file itself in the place of the link",
+            )
         shutil.copyfile(checkpoint.path / name, part / name)
     if not any(name.startswith(("tokenizer", "vocab", "spiece")) for name in found):
         tokenizer.save_pretrained(part)

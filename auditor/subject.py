@@ -1,11 +1,13 @@
 """The models of an audit, opened and identified before anything is run."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from auditor.compress import COMPRESSORS, VariantSpec
+from auditor.compress.cache import Cache, Tell
 from auditor.compress.checkpoint import (
     Checkpoint,
     CompressedModel,
@@ -15,7 +17,8 @@ from auditor.compress.checkpoint import (
     open_checkpoint,
     tokenizer_sha256,
 )
-from auditor.compress.make import check_possible, compress
+from auditor.compress.dispatch import must_hold, said_where
+from auditor.compress.make import check_possible
 from auditor.compress.noise import imitate, noise_name
 from auditor.compress.options import CheckpointOptions
 from auditor.config import AuditConfig
@@ -92,15 +95,25 @@ def open_subjects(config: AuditConfig) -> Subjects:
         check_possible(model.checkpoint, spec)
         if isinstance(spec.options, CheckpointOptions):
             published[spec.label] = _identify(spec.options, model)
+    must_hold(model.checkpoint, model.placement, _changed(config))
     if config.reference is None:
         return Subjects(model, None, same_tokens=False, published=published)
     reference = _open(config, config.reference, is_reference=True)
+    must_hold(reference.checkpoint, reference.placement)
     same = model.identity.tokenizer_sha256 == reference.identity.tokenizer_sha256
     if same:
         # Token by token the two must speak of the same text: the shorter context rules both.
         shorter = min(model.encoder.max_length, reference.encoder.max_length)
         model.encoder.max_length = reference.encoder.max_length = shorter
     return Subjects(model, reference, same_tokens=same, published=published)
+
+
+def _changed(config: AuditConfig) -> list[str]:
+    """Labels of what changes the original's weights where they lie: variants, and controls."""
+    specs = config.variant_specs
+    found = [spec.label for spec in specs if COMPRESSORS[spec.id].in_place]
+    noisy = specs[1:] if "noise" in config.controls else ()
+    return [*found, *(noise_name(spec.label) for spec in noisy)]
 
 
 def _identify(options: CheckpointOptions, model: Subject) -> "Published":
@@ -142,7 +155,8 @@ def max_length(config: AuditConfig) -> int | None:
     given = config.model_args.get("max_length")
     if config.max_length is not None or given is None:
         return config.max_length
-    if not given.isdigit() or int(given) < 2:
+    # Digits of other scripts are some that `int` does not read.
+    if not re.fullmatch("[0-9]{1,9}", given) or int(given) < 2:
         raise ConfigError("max_length must be a whole number of at least 2", seen=given)
     return int(given)
 
@@ -166,13 +180,15 @@ def passes(
     *,
     calibrations: "Mapping[str, Calibration]",
     root: Path,
+    tell: Tell = lambda _: None,
 ) -> dict[str, Pass]:
     """What is to be scored, by name: the original, the reference, the variants, their controls.
 
     The original comes first because every comparison needs it, the reference second because the
     strongest attacks do. Controls come last, because noise is made from a variant's receipt.
+    What the user should know of the cache is told to `tell`, a line at a time.
     """
-    shards = plan_shards(records.n_tokens)
+    shards, cache = plan_shards(records.n_tokens), Cache.of_user(tell)
     found: dict[str, Pass] = {}
 
     def add(
@@ -186,7 +202,7 @@ def passes(
     ) -> None:
         found[name] = Pass(
             name=name,
-            make=lambda: make(subject.checkpoint, subject.placement),
+            make=lambda: said_where(make(subject.checkpoint, subject.placement), subject.placement),
             encoder=subject.encoder,
             store=VariantStore(
                 root, name, fingerprint=fingerprint, shards=shards, record_ids=records.ids
@@ -212,7 +228,7 @@ def passes(
         add(
             name,
             subject,
-            lambda c, p: compress(c, spec, p, calibration=calibration),
+            lambda c, p: cache.made(c, spec, p, calibration=calibration),
             fingerprint,
             beside=beside,
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from tests.tiny import save, tiny_model
 N = 60
 VARIANTS = "bnb-nf4,prune-magnitude:sparsity=0.5"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of made versions for these tests alone: the user's is not touched."""
+    folder = tmp_path_factory.mktemp("cache") / "compleak"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("COMPLEAK_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

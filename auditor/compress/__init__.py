@@ -8,7 +8,7 @@ whose options derive from `Calibrated` is also given `calibration=`.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -47,6 +47,11 @@ class Compressor:
         beside: Whether it may work while another version is scored: it gets the original from
             `load_model` without further arguments, and changes nothing that the process shares
             (torch's default dtype and generator, streams, the environment).
+        in_place: Whether it changes weights where they lie, so that all of them must lie where they
+            are computed with; not where it only reads them, or a library quantizes them as it
+            loads them.
+        saved_as: The form in which what it has made is kept in the cache (see `saved.FORMS`), for
+            compressors that take long; None for those that are as quick as reading.
     """
 
     make: str
@@ -54,6 +59,8 @@ class Compressor:
     summary: str
     requires: tuple[str, ...] = ()
     beside: bool = True
+    in_place: bool = True
+    saved_as: Literal["matrices", "packed"] | None = None
 
     @property
     def is_calibrated(self) -> bool:
@@ -65,7 +72,9 @@ BNB = ("bitsandbytes",)
 GPTQ = ("gptqmodel", "optimum")
 TORCHAO = ("torchao",)
 COMPRESSORS: dict[str, Compressor] = {
-    "original": Compressor("auditor.compress.original:make", Options, "the full-precision model"),
+    "original": Compressor(
+        "auditor.compress.original:make", Options, "the full-precision model", in_place=False
+    ),
     "float16": Compressor(
         "auditor.compress.casts:make_float16", Options, "weights cast to 16 bits, 5 of exponent"
     ),
@@ -78,6 +87,7 @@ COMPRESSORS: dict[str, Compressor] = {
         "LLM.int8: 8-bit weights and activations",
         BNB,
         beside=False,
+        in_place=False,
     ),
     "bnb-nf4": Compressor(
         "auditor.compress.bitsandbytes:make_nf4",
@@ -85,6 +95,7 @@ COMPRESSORS: dict[str, Compressor] = {
         "4-bit NormalFloat weights, blocks of 64",
         BNB,
         beside=False,
+        in_place=False,
     ),
     "bnb-fp4": Compressor(
         "auditor.compress.bitsandbytes:make_fp4",
@@ -92,6 +103,7 @@ COMPRESSORS: dict[str, Compressor] = {
         "4-bit float weights, blocks of 64",
         BNB,
         beside=False,
+        in_place=False,
     ),
     "gptq": Compressor(
         "auditor.compress.gptq:make",
@@ -99,6 +111,7 @@ COMPRESSORS: dict[str, Compressor] = {
         "weights rounded so that the layer's outputs on calibration texts change least",
         GPTQ,
         beside=False,
+        saved_as="packed",
     ),
     "int8": Compressor(
         "auditor.compress.torchao:make_int8", Options, "8-bit weights, a scale a row", TORCHAO
@@ -130,14 +143,19 @@ COMPRESSORS: dict[str, Compressor] = {
         "auditor.compress.wanda:make",
         PruneCalibratedOptions,
         "weights set to zero by size times the norm of their input",
+        saved_as="matrices",
     ),
     "prune-sparsegpt": Compressor(
         "auditor.compress.sparsegpt:make",
         SparseGptOptions,
         "weights set to zero and the others moved to make up for it",
+        saved_as="matrices",
     ),
     "cluster": Compressor(
-        "auditor.compress.cluster:make", ClusterOptions, "each matrix shares k values (k-means)"
+        "auditor.compress.cluster:make",
+        ClusterOptions,
+        "each matrix shares k values (k-means)",
+        saved_as="matrices",
     ),
     "checkpoint": Compressor(
         "auditor.compress.published:make",
@@ -145,6 +163,7 @@ COMPRESSORS: dict[str, Compressor] = {
         "a version that was published: GPTQ, AWQ, compressed-tensors, bitsandbytes, GGUF, HQQ, "
         "torchao, pruned",
         beside=False,
+        in_place=False,
     ),
 }
 # Formats that are published and cannot be made here, with what to do instead.

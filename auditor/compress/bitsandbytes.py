@@ -104,7 +104,7 @@ def load_quantized(
     Raises:
         VariantError: A layer stays wrong after every repair.
     """
-    more = {} if config is None else {"quantization_config": config}
+    more: dict[str, Any] = {} if config is None else {"quantization_config": config}
     model = load_model(checkpoint, placement, **more)
     if config is None:
         cast_plain(model, placement.dtype)

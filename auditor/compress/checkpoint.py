@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from auditor.compress.configuration import check_whole_model, read_config
 from auditor.compress.hub import find_folder
+from auditor.compress.inside import must_be_inside, must_have_no_foreign_code
 from auditor.compress.kept import KEPT
 from auditor.compress.quiet import quiet_transformers
 from auditor.compress.weights import (
     first_line,
     model_sha256,
-    read_json,
-    some_files,
     weight_files,
 )
 from auditor.errors import ModelError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from auditor.compress.receipt import Receipt
+    from auditor.devices import Spread
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -48,7 +49,6 @@ NO_LIMIT = 10**7
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 # Seconds that `load_model` has taken so far: making a variant is timed apart from reading it.
 LOADED_S: ContextVar[float] = ContextVar("loaded_s", default=0.0)
-CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,21 @@ class Placement:
     """Where and in which precision a variant is loaded.
 
     Attributes:
-        device: "cpu", "cuda" or "cuda:N".
+        device: "cpu", "cuda" or "cuda:N": where tokens go, and the whole model or what computes
+            with the parts of it that lie where nothing can be computed.
         dtype: The torch dtype of weights that are not compressed, and of activations.
+        spread: What it may take of each device; None where the whole goes to `device`.
     """
 
     device: str
     dtype: "torch.dtype"
+    spread: "Spread | None" = None
+
+    @property
+    def computing(self) -> tuple[str, ...]:
+        """The devices that compute."""
+        gpus = () if self.spread is None else self.spread.gpus
+        return gpus or (self.device,)
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,7 @@ class CompressedModel:
         dense: Gives the same variant as a plain model of the original's family, for formats that
             transformers cannot load; None where `model.save_pretrained` writes what it loads.
         cannot_save: Why the variant cannot be written as a folder that loads anywhere, or None.
+        from_cache: Whether it was made before, or by another process, and read from the cache.
     """
 
     model: "PreTrainedModel"
@@ -104,6 +114,7 @@ class CompressedModel:
     load_s: float = 0.0
     dense: "Callable[[], PreTrainedModel] | None" = None
     cannot_save: str | None = None
+    from_cache: bool = False
 
 
 def open_checkpoint(
@@ -133,10 +144,12 @@ def open_checkpoint(
     found = find_folder(name, revision=args.get("revision"), patterns=patterns)
     load_args: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if "attn_implementation" in args:
+        if not trust_remote_code:
+            must_have_no_foreign_code(name, args["attn_implementation"])
         load_args["attn_implementation"] = args["attn_implementation"]
     return open_folder(
         name,
-        found / args.get("subfolder", ""),
+        found / must_be_inside(args.get("subfolder", ""), what="subfolder of --model-args"),
         load_args=load_args,
         allow_pickle=allow_pickle,
         needs_tokenizer="tokenizer" not in args,
@@ -165,9 +178,9 @@ def open_folder(
     Raises:
         ModelError: It cannot be used; says why and what to do.
     """
-    _check_whole_model(name, path)
+    check_whole_model(name, path)
     code = bool(load_args.get("trust_remote_code"))
-    config = _config(name, path, trust_remote_code=code)
+    config = read_config(name, path, trust_remote_code=code)
     if needs_tokenizer and not has_tokenizer(path):
         raise ModelError(
             f"{name} must hold a tokenizer beside its weights",
@@ -185,77 +198,13 @@ def has_tokenizer(path: Path) -> bool:
     return any((path / file).is_file() for file in TOKENIZER_FILES)
 
 
-def _check_whole_model(name: str, path: Path) -> None:
-    if (path / "adapter_config.json").is_file():
-        # With this file there, transformers would load the model that it names, from anywhere.
-        raise ModelError(
-            f"{name} must be a whole model",
-            seen="adapter_config.json: it is an adapter, or holds one",
-            fix="merge it into its model first: peft's merge_and_unload(), then save_pretrained",
-        )
-    if not (path / "config.json").is_file():
-        raise ModelError(
-            f"{name} must be a model in the Hugging Face format",
-            seen=f"no config.json among {some_files(path)}",
-            fix="give the folder that save_pretrained wrote",
-        )
-
-
-def _config(name: str, path: Path, *, trust_remote_code: bool) -> "PretrainedConfig":
-    from transformers import AutoConfig
-
-    raw = read_json(name, path / "config.json")
-    has_code = "AutoModelForCausalLM" in raw.get("auto_map", {})
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            path, trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    except Exception as error:  # transformers raises whatever the file provokes
-        if "auto_map" in raw and not trust_remote_code:
-            raise _remote_code(name) from error
-        raise ModelError(
-            f"{name} must be a model that this transformers knows",
-            seen=first_line(error),
-            fix="check model_type in config.json, or install a transformers that knows it",
-        ) from error
-    if _is_causal(config, raw.get("architectures") or []):
-        return config
-    if has_code and trust_remote_code:
-        return config
-    if has_code:
-        raise _remote_code(name)
-    raise ModelError(
-        f"{name} must be a causal language model",
-        seen=f"model_type {config.model_type}, architectures {raw.get('architectures')}",
-        fix="audit a decoder that predicts the next token",
-    )
-
-
-def _is_causal(config: "PretrainedConfig", architectures: list[str]) -> bool:
-    """Whether transformers itself has the model, and the weights are of one with such a head."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    )
-
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
-        return False
-    # BERT too has a causal class, into which the weights of a masked model would go unasked.
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    return not architectures or any(
-        name in known or name.endswith(CAUSAL_HEADS) for name in architectures
-    )
-
-
-def _remote_code(name: str) -> ModelError:
-    return ModelError(
-        f"{name} must run without code of its own",
-        seen="it needs Python code that comes with the checkpoint (auto_map)",
-        fix="read that code, then give --trust-remote-code",
-    )
-
-
-def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "PreTrainedModel":  # noqa: ANN401
+def load_model(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    *,
+    offload: bool = False,
+    **more: Any,  # noqa: ANN401
+) -> "PreTrainedModel":
     """The model with its weights: eval mode, no gradients, on `placement`.
 
     Safetensors are memory-mapped: on a CPU, weights that are stored in the dtype that is asked for
@@ -265,11 +214,16 @@ def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "Pr
     Args:
         checkpoint: What to load.
         placement: Where to, and in which dtype.
+        offload: Whether the caller can do with weights that are fetched when they are computed
+            with, and changes none.
         more: Further arguments of `from_pretrained`, such as `quantization_config`.
 
     Raises:
         ModelError: The weights do not fit the configuration, or some are missing.
+        VariantError: Weights that the caller would change do not fit where they are computed with.
     """
+    from auditor.compress.dispatch import must_be_held
+
     if more:  # a library that compresses while it loads is timed as compressing
         return _read(checkpoint, placement, **more)
     begin, kept = time.perf_counter(), KEPT.get()
@@ -277,6 +231,8 @@ def load_model(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "Pr
         model = kept.take(lambda: _read(checkpoint, placement))
     else:
         model = _read(checkpoint, placement)
+    if not offload:
+        must_be_held(model, placement, checkpoint.name)
     LOADED_S.set(LOADED_S.get() + time.perf_counter() - begin)
     return model
 
@@ -285,20 +241,26 @@ def _read(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "PreTrai
     import torch
     from transformers import AutoModelForCausalLM
 
+    from auditor.compress.dispatch import load_placed
+
     must = f"{checkpoint.name} must hold weights that fit its config.json"
     loader: Any = AutoModelForCausalLM
+
+    def load(where: dict[str, Any]) -> Any:  # noqa: ANN401
+        return loader.from_pretrained(
+            checkpoint.path,
+            dtype=placement.dtype,
+            local_files_only=True,
+            weights_only=True,
+            output_loading_info=True,
+            **where,
+            **checkpoint.load_args,
+            **more,
+        )
+
     try:
         with quiet_transformers():
-            model, info = loader.from_pretrained(
-                checkpoint.path,
-                dtype=placement.dtype,
-                device_map={"": placement.device},
-                local_files_only=True,
-                weights_only=True,
-                output_loading_info=True,
-                **checkpoint.load_args,
-                **more,
-            )
+            model, info = load_placed(load, placement, checkpoint.name)
     except torch.OutOfMemoryError:
         raise
     except pickle.UnpicklingError as error:
@@ -342,9 +304,11 @@ def load_tokenizer(checkpoint: Checkpoint, tokenizer: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
+    where = tokenizer or checkpoint.path
     try:
         return AutoTokenizer.from_pretrained(
-            tokenizer or checkpoint.path,
+            where,
+            local_files_only=Path(where).expanduser().exists(),
             trust_remote_code=checkpoint.load_args.get("trust_remote_code", False),
         )
     except Exception as error:  # tokenizers raises bare Exception

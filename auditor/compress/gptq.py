@@ -137,7 +137,7 @@ def make(
         repairs=done.repairs,
         notes=[*_notes(done.fits, options), *([] if done.reloads else [PLAIN])],
     )
-    dense = partial(_dense, checkpoint, placement, model)
+    dense = partial(unpacked_model, checkpoint, placement, model)
     return CompressedModel(model, receipt, dense=None if done.reloads else dense)
 
 
@@ -385,7 +385,9 @@ def _reloads(checkpoint: Checkpoint, optimum: Any, settings: dict[str, Any]) -> 
 
 
 @torch.no_grad()
-def _dense(checkpoint: Checkpoint, placement: Placement, model: PreTrainedModel) -> PreTrainedModel:
+def unpacked_model(
+    checkpoint: Checkpoint, placement: Placement, model: PreTrainedModel
+) -> PreTrainedModel:
     """The original's model with the weights and biases that the packed layers compute with."""
     layers: dict[str, Any] = {n: layer for n, layer in model.named_modules() if is_packed(layer)}
     weights = (

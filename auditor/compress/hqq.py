@@ -32,7 +32,8 @@ class Layer(HQQLinear):  # type: ignore[misc]
 
     def __init__(self, linear: nn.Linear, options: HqqOptions, placement: Placement) -> None:
         config = BaseQuantizeConfig(nbits=options.bits, group_size=options.group_size, axis=1)
-        super().__init__(linear, config, compute_dtype=placement.dtype, device=placement.device)
+        device = str(linear.weight.device)
+        super().__init__(linear, config, compute_dtype=placement.dtype, device=device)
 
     @classmethod
     def set_backend(cls, backend: object) -> None:

@@ -179,7 +179,8 @@ def kept_original(
     """Keep the original while versions of it are made; `load_model` then hands out copies.
 
     Pickles, checkpoints that are quantized already and models with code of their own are read
-    each time, as they always were.
+    each time, as they always were; so are models over several devices, which are there because no
+    device has room for two of them, and whose hooks a copy would share.
 
     Args:
         checkpoint: The original.
@@ -194,6 +195,7 @@ def kept_original(
     args = checkpoint.load_args
     is_plain = args.get("use_safetensors") and not args.get("trust_remote_code")
     pays = placement.device.partition(":")[0] in PAYS_ON and n_users > 1
+    pays = pays and placement.spread is None
     if not pays or not is_plain or quantization_of(checkpoint.config):
         yield None
         return

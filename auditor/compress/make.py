@@ -66,7 +66,7 @@ def compress(
     """
     check_possible(checkpoint, spec)
     begin, loaded = time.perf_counter(), LOADED_S.get()
-    with PeakMemory(placement.device) as memory:
+    with PeakMemory(*placement.computing) as memory:
         made = _call(checkpoint, spec, placement, calibration)
     load_s = LOADED_S.get() - loaded
     seconds = time.perf_counter() - begin - load_s

@@ -13,6 +13,7 @@ loaded, and pruned, clustered and cast variants are dense by nature: nothing is 
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -117,8 +118,22 @@ def materialise(
 
 def fits(made: CompressedModel, placement: Placement, *, available: int | None = None) -> bool:
     """Whether memory allows all packed layers to be decompressed; arguments as `materialise`."""
-    spare = spare_bytes(placement.device) if available is None else available
-    return needed_bytes(list(packed_layers(made.model).values()), placement.dtype) <= spare
+    layers: dict[str, list[Any]] = {}
+    for layer in packed_layers(made.model).values():
+        layers.setdefault(_device_of(layer, placement), []).append(layer)
+    return all(
+        needed_bytes(there, placement.dtype)
+        <= (spare_bytes(device) if available is None else available)
+        for device, there in layers.items()
+    )
+
+
+def _device_of(layer: Any, placement: Placement) -> str:  # noqa: ANN401
+    """Where a layer lies, which in a model over several devices is not always the same."""
+    if placement.spread is None:
+        return placement.device
+    held = next(chain(layer.parameters(), layer.buffers()), None)
+    return placement.device if held is None else str(held.device)
 
 
 def packed_layers(model: nn.Module) -> dict[str, Any]:
@@ -201,13 +216,12 @@ def _linear(dense: Dense, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
     return linear.eval()
 
 
-def _difference(layer: nn.Module, linear: nn.Module, placement: Placement) -> float:
+def _difference(layer: nn.Module, linear: nn.Linear, placement: Placement) -> float:
     """Relative difference of what the two make of a few random rows."""
     generator = torch.Generator().manual_seed(0)
-    inputs = int(linear.in_features)  # type: ignore[arg-type]
-    rows = torch.randn(PROBE_ROWS, inputs, generator=generator)
+    rows = torch.randn(PROBE_ROWS, linear.in_features, generator=generator)
     rows[:, 0] *= OUTLIER
-    rows = rows.to(placement.device, placement.dtype)
+    rows = rows.to(linear.weight.device, placement.dtype)
     packed, dense = layer(rows).float(), linear(rows).float()
     norm, distance = packed.norm(), (packed - dense).norm()
     return float(distance / norm if norm > 0 else distance)

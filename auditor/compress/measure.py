@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
 from auditor.compress.checkpoint import Checkpoint, Placement, load_model
+from auditor.compress.dispatch import is_offloaded
 from auditor.compress.matrices import embedding_weight, expert_tensors, skeleton
 from auditor.compress.receipt import LEFT, Compressed, Receipt, Skipped
 from auditor.compress.weights import weight_files
@@ -159,7 +160,7 @@ def skipped_modules(
         reasons: Other reasons for some of them, by name.
     """
     embedding, head = embedding_weight(model), model.get_output_embeddings()
-    done = {_parameter_of(name, model) for name in compressed}
+    done = {parameter_of(name, model) for name in compressed}
     reasons = reasons or {}
     found: list[Skipped] = []
     groups = {"norm": [0, 0], "bias": [0, 0]}
@@ -207,7 +208,7 @@ def _embedding_name(model: Any) -> str:  # noqa: ANN401
     return next((name for name, p in model.named_parameters() if p is embedding), "")
 
 
-def _parameter_of(name: str, model: Any) -> str:  # noqa: ANN401
+def parameter_of(name: str, model: Any) -> str:  # noqa: ANN401
     """The parameter that a compressed matrix lies in: `x.weight` of a module, or `x.experts.y`."""
     plain = name.partition("[")[0]
     parent, _, key = plain.rpartition(".")
@@ -271,6 +272,21 @@ def bytes_on_disk(model: Any, stored: torch.dtype) -> int:  # noqa: ANN401
     return sum(sizes.values())
 
 
+def _dense_bytes(bones: Any, dtype: torch.dtype, *, live: bool = True) -> int:  # noqa: ANN401
+    """Bytes of a model whose every weight is stored in `dtype`, tied ones once.
+
+    Args:
+        bones: The model without its weights.
+        dtype: Of its weights.
+        live: Whether buffers that are not saved count too.
+    """
+    saved = bones.state_dict().keys()
+    n_weights: int = sum(parameter.numel() for parameter in bones.parameters())
+    buffers = (buffer for name, buffer in bones.named_buffers() if live or name in saved)
+    n_others: int = sum(buffer.nbytes for buffer in buffers)
+    return n_weights * dtype.itemsize + n_others
+
+
 def stored_dtype(config: Any, placement_dtype: torch.dtype) -> torch.dtype:  # noqa: ANN401
     """The dtype that the checkpoint's weights are stored in, as its configuration says."""
     found = getattr(config, "dtype", None)
@@ -309,8 +325,13 @@ def write_receipt(
     weights = ledger.n_compressed
     bones = skeleton(checkpoint)
     names = [item.module for item in ledger.compressed]
-    if disk is None:
-        disk = bytes_on_disk(model, stored_dtype(checkpoint.config, model.dtype))
+    stored = stored_dtype(checkpoint.config, model.dtype)
+    memory = unique_bytes(live_tensors(model))
+    if is_offloaded(model):  # what is not there has no place in memory to be told apart by
+        memory, written = _dense_bytes(bones, model.dtype), _dense_bytes(bones, stored, live=False)
+        disk = written if disk is None else disk
+    elif disk is None:
+        disk = bytes_on_disk(model, stored)
     return Receipt(
         variant=variant,
         library=library,
@@ -322,7 +343,7 @@ def write_receipt(
         bits_per_weight=bits_per_weight,
         sparsity=ledger.n_zeros / weights if weights else 0.0,
         relative_error=relative(ledger.squared_error, ledger.squared_norm),
-        bytes_memory=unique_bytes(live_tensors(model)),
+        bytes_memory=memory,
         bytes_disk=disk,
         compress_s=0.0,
         **more,

@@ -106,7 +106,7 @@ def make_noise(
     begin, loaded = time.perf_counter(), LOADED_S.get()
     errors = {item.module: item.relative_error for item in receipt.compressed}
     ledger, imitated = Ledger(), set[str]()
-    with PeakMemory(placement.device) as memory, torch.no_grad():
+    with PeakMemory(*placement.computing) as memory, torch.no_grad():
         model = load_model(checkpoint, placement)
         for matrix in matrices(model):
             name = matrix.name if matrix.name in errors else matrix.name.partition("[")[0]

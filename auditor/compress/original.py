@@ -29,7 +29,7 @@ def make(
 
         model, bits, batch_dependent, repairs = load_quantized(checkpoint, placement)
     else:
-        model = load_model(checkpoint, placement)
+        model = load_model(checkpoint, placement, offload=True)
     receipt = write_receipt(
         checkpoint,
         model,

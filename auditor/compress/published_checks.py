@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from auditor.compress.checkpoint import Checkpoint
+from auditor.compress.dispatch import fetched
 from auditor.compress.formats import Format
 from auditor.compress.matrices import Matrix, embedding_weight, matrices, skeleton
 from auditor.compress.measure import CHUNK, Ledger, OriginalWeights
@@ -294,8 +295,7 @@ def _read(loaded: Loaded, parameter: str) -> Tensor:
         # Libraries hold a Conv1D of GPT-2 as a Linear, the other way round.
         source = getattr(model.get_submodule(module), "source_cls", nn.Linear)
         return (found if issubclass(source, nn.Linear) else found.T).cpu()
-    tensor: Tensor = model.get_parameter(parameter)
-    return tensor.detach().cpu()
+    return fetched(model, parameter).cpu()
 
 
 def correlation(part: Part) -> float:

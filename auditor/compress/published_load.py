@@ -19,6 +19,7 @@ from auditor.compress.checkpoint import (
     load_model,
     whole_model,
 )
+from auditor.compress.dispatch import input_device, load_placed
 from auditor.compress.formats import Format
 from auditor.compress.matrices import skeleton
 from auditor.compress.measure import held_tensors
@@ -109,7 +110,8 @@ def load(
 @torch.no_grad()
 def _run_once(model: Any) -> None:  # noqa: ANN401
     """What a library cannot run here it says at the first forward, and not while it loads."""
-    model.base_model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=input_device(model))
+    model.base_model(input_ids=tokens)
 
 
 def _library(*names: str) -> str:
@@ -118,7 +120,7 @@ def _library(*names: str) -> str:
 
 def _plain(checkpoint: Checkpoint, form: Format, placement: Placement) -> Loaded:
     del form
-    return Loaded(load_model(checkpoint, placement), _library("transformers"))
+    return Loaded(load_model(checkpoint, placement, offload=True), _library("transformers"))
 
 
 def _unpacked(checkpoint: Checkpoint, form: Format, placement: Placement) -> Loaded:
@@ -165,17 +167,21 @@ def load_dense(
     bones = skeleton(checkpoint)
     kind: Any = type(bones)
     attention = checkpoint.load_args.get("attn_implementation")
+
+    def load(where: dict[str, Any]) -> Any:  # noqa: ANN401
+        return kind.from_pretrained(
+            None,
+            config=bones.config,
+            state_dict=tensors,
+            dtype=placement.dtype,
+            output_loading_info=True,
+            **where,
+            **({"attn_implementation": attention} if attention else {}),
+        )
+
     try:
         with quiet_transformers():
-            model, info = kind.from_pretrained(
-                None,
-                config=bones.config,
-                state_dict=tensors,
-                dtype=placement.dtype,
-                device_map={"": placement.device},
-                output_loading_info=True,
-                **({"attn_implementation": attention} if attention else {}),
-            )
+            model, info = load_placed(load, placement, checkpoint.name)
     except (ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
             f"{checkpoint.name} must hold weights that fit its configuration",

@@ -61,6 +61,13 @@ class Compressed(Part):
     )
 
 
+class Held(Part):
+    """What of a model lies on one device."""
+
+    n_modules: int = Field(description="Modules with weights of their own there.")
+    n_bytes: int = Field(description="Bytes of these weights, tied ones counted once.")
+
+
 class CalibrationUse(Part):
     """The texts that a compressor was calibrated on, by id."""
 
@@ -116,6 +123,11 @@ class Receipt(Part):
     )
     calibration: CalibrationUse | None = Field(
         default=None, description="The texts that the compressor looked at, where it needs some."
+    )
+    devices: dict[str, Held] = Field(
+        default_factory=dict,
+        description="With --device-map auto, what lay where while it was scored. What lies on "
+        "disk, or under `cpu` beside a GPU, is fetched for every batch.",
     )
     batch_dependent: bool = Field(
         False,

@@ -152,7 +152,13 @@ class Timing(Result):
     load_s: float = Field(description="Loading.")
     compress_s: float = Field(
         description="Compressing and counting what changed; with a library that compresses while "
-        "it loads, loading too. The version's own seconds, also those that are in `hidden_s`."
+        "it loads, loading too. The version's own seconds, also those that are in `hidden_s`. Of "
+        "one that was read from the cache, waiting for the process that made it."
+    )
+    from_cache: bool = Field(
+        False,
+        description="Whether it was made before, or by another process, and read from the cache; "
+        "its receipt says what it took then.",
     )
     hidden_s: float = Field(
         0.0,

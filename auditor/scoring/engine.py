@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from auditor.compress.dispatch import input_device
 from auditor.errors import BrokenVariantError
 from auditor.scoring.batches import (
     MAX_LOGITS,
@@ -48,7 +49,7 @@ class Engine:
 
     Attributes:
         model: A transformers causal language model in eval mode.
-        device: Where its inputs go.
+        device: Where its inputs go; of a model over several devices the engine finds that out.
         batch_size: Records per batch at most, or "auto" for a token budget.
         one_at_a_time: Score every record alone, for a model whose answer depends on the batch.
         pad_id: What padding is written as; it is never scored and cannot be seen.
@@ -65,6 +66,7 @@ class Engine:
     on_batch: Callable[[int, int], None] = lambda records, tokens: None
 
     def __post_init__(self) -> None:
+        self.device = input_device(self.model)
         self._trunk = take_apart(self.model, self.device)
         body = self._trunk.body
         self._packs = (
@@ -124,14 +126,14 @@ class Engine:
 
     def _packed(self, batch: Sequence[Encoded]) -> TokenStatistics | None:
         """The facts from one row of all records, where the model's attention tells them apart."""
-        body, head = self._trunk.body, self._trunk.head
-        if not self._packs or body is None or head is None:
+        body = self._trunk.body
+        if not self._packs or body is None:
             return None
         row = pack(batch, self.device)
         states = body(
             input_ids=row.ids, position_ids=row.position_ids, use_cache=False, **row.kwargs
         )[0][0]
-        return token_statistics(states[row.rows], row.targets, head=head)
+        return self._of_states(states, row.rows, row.targets)
 
     def _padded(self, batch: Sequence[Encoded]) -> TokenStatistics:
         """The facts from a row for each record."""
@@ -155,10 +157,19 @@ class Engine:
             logits = trunk.model(input_ids=ids, use_cache=False).logits
             return statistics_of_logits(logits.flatten(0, 1)[picked], targets)
         hidden = trunk.body(input_ids=ids, use_cache=False)[0]
-        flat = hidden.flatten(0, 1)
-        return token_statistics(
-            flat if len(picked) == len(flat) else flat[picked], targets, head=trunk.head
-        )
+        return self._of_states(hidden.flatten(0, 1), picked, targets)
+
+    def _of_states(
+        self, states: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor
+    ) -> TokenStatistics:
+        """The facts of `targets` from the hidden states at `rows`, all rows where they are as many.
+
+        Where the model lies over several devices, the states come out on that of its last block.
+        """
+        picked = states if len(rows) == len(states) else states[rows.to(states.device)]
+        device = self._trunk.device
+        with self._trunk.loaded_head() as head:
+            return token_statistics(picked.to(device), targets.to(device), head=head)
 
 
 def _flat(

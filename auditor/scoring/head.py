@@ -7,10 +7,13 @@ with logits of our choice, of every size and sign, and what the model makes of t
 it does after its head. A model whose answer is not explained is scored from its own logits.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -24,12 +27,33 @@ class Trunk:
     Attributes:
         model: The whole causal language model.
         body: What gives the final hidden states, or None: then only `model` gives logits.
-        head: The output projection that belongs to `body`, or None.
+        head: The output projection that belongs to `body`, or None; see `loaded_head`.
+        projection: The module that `head` stands for, or None.
+        device: Where it computes, which in a model over several devices may be another one than
+            where its inputs go, and where `body` leaves its outputs.
     """
 
     model: nn.Module
     body: nn.Module | None = None
     head: Head | None = None
+    projection: nn.Module | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @contextmanager
+    def loaded_head(self) -> Iterator[Head]:
+        """The head with its weights on its device, where they stay, or are fetched for the block.
+
+        Raises:
+            ValueError: The model could not be taken apart.
+        """
+        if self.head is None or self.projection is None:
+            raise ValueError("this model is scored from its own logits")
+        if self.head.module is not None or not has_offloaded_params(self.projection):
+            yield self.head
+            return
+        with align_module_device(self.projection):
+            there: Any = self.projection
+            yield replace(self.head, weight=there.weight, bias=getattr(there, "bias", None))
 
 
 @torch.inference_mode()
@@ -63,12 +87,13 @@ def take_apart(model: Any, device: torch.device) -> Trunk:  # noqa: ANN401 - any
         return Trunk(model)
     for candidate in _candidates(model.config.get_text_config(), projection):
         if _close(candidate.finish(seen["forced"]), logits):
-            return Trunk(model, body, candidate)
+            return Trunk(model, body, candidate, projection, seen["forced"].device)
     return Trunk(model)
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:
     # Only rounding may differ: a kernel that splits its sums otherwise from call to call.
+    theirs = theirs.to(ours.device)
     tolerance = 1e-5 if ours.dtype == torch.float32 else 2e-2
     return ours.shape == theirs.shape and torch.allclose(
         ours.float(), theirs.float(), rtol=tolerance, atol=tolerance

@@ -167,6 +167,7 @@ def score_variant(
         variant=plan.name,
         load_s=load_s,
         compress_s=compress_s,
+        from_cache=made.from_cache,
         hidden_s=hidden_s,
         forward_s=counters.forward_s,
         rest_s=max(0.0, time.perf_counter() - begin - counters.forward_s),

@@ -1,0 +1,270 @@
+"""One model over several devices: how it is loaded so, where it lies, and what needs it held.
+
+`--device-map auto` is transformers' and Accelerate's own dispatch: whole decoder blocks go over the
+GPUs, then to memory, then to disk, and hooks move activations to where the next block is. A block
+that lies in memory beside a GPU, or on disk, is fetched for every batch, computed with on the main
+device and let go ("offloaded"). So scores are those of a model that lies on one device of that
+kind: the map decides where the weights wait and not what is computed.
+"""
+
+import logging
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from auditor.compress.receipt import Held
+from auditor.devices import Spread, gib
+from auditor.errors import CompleakError, ConfigError, ModelError, VariantError
+
+if TYPE_CHECKING:
+    from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement
+
+# It says of every model that some of it is offloaded, which the receipt says with figures.
+logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
+MORE_ROOM = "give more by --max-memory, take more or larger GPUs, or choose --dtype bfloat16"
+
+
+def load_placed(
+    load: Callable[[dict[str, Any]], tuple[Any, Any]], placement: "Placement", name: str
+) -> tuple[Any, Any]:
+    """Load a model to where it may lie.
+
+    Args:
+        load: Given the arguments of `from_pretrained` that say where, gives back a model and
+            whatever goes with it.
+        placement: Where.
+        name: Of the checkpoint.
+
+    Raises:
+        ModelError: Part of it would be read from disk, and no folder was given.
+        VariantError: It is quantized, and its library does not let it be offloaded.
+        ConfigError: The folder cannot be written.
+    """
+    spread = placement.spread
+    if spread is None:
+        return load({"device_map": {"": placement.device}})
+    where: dict[str, Any] = {"device_map": "auto", "max_memory": dict(spread.max_memory)}
+    folder = None if spread.folder is None else _own_folder(spread.folder)
+    try:
+        model, more = load({**where, "offload_folder": folder})
+        if folder is None and "disk" in _map_of(model).values():
+            raise _no_folder(name, f"{gib(held_by_device(model)['disk'].n_bytes)} of its weights")
+    except Exception as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if (refused := _refused(error, name, spread)) is not None:
+            raise refused from error
+        raise
+    if folder is not None:
+        # Weights that transformers has rewritten lie there for as long as the model lives.
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    return model, more
+
+
+def _own_folder(folder: Path) -> str:
+    """A folder of one load: files in it are called by the weights' names, in every model."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(prefix="compleak-", dir=folder)
+    except OSError as error:
+        raise ConfigError(
+            "--offload-folder must be a folder that can be written",
+            seen=f"{folder}: {error.strerror}",
+            fix="name another one, on a fast local disk",
+        ) from error
+
+
+def _refused(error: Exception, name: str, spread: Spread) -> CompleakError | None:
+    """What to say where transformers, or a library of quantized layers, would not offload."""
+    said = str(error)
+    if not isinstance(error, ValueError | RuntimeError | NotImplementedError):
+        return None
+    if "offload_folder" in said:
+        return _no_folder(name, "some of its weights")
+    if "offload" not in said.lower() and "dispatched on the cpu" not in said.lower():
+        return None
+    taken = ", ".join(f"{device}={gib(size)}" for device, size in spread.max_memory)
+    return VariantError(
+        f"a quantized version of {name} must fit whole into the devices that compute with it",
+        seen=f"some of it does not ({taken}), and its library does not let it be offloaded",
+        fix=f"{MORE_ROOM}; or leave it out",
+    )
+
+
+def _no_folder(name: str, what: str) -> ModelError:
+    return ModelError(
+        f"{name} must fit into the devices that it may use",
+        seen=f"no room for {what}",
+        fix="give --offload-folder DIR on a fast local disk: they are then read from disk for "
+        f"every batch, which is slow; or {MORE_ROOM}",
+    )
+
+
+# -- what can be told before it is loaded ---------------------------------------------------------
+
+
+def foresee(checkpoint: "Checkpoint", placement: "Placement") -> dict[str, Held]:
+    """Where the parts of a full-precision model will lie, by the same arithmetic as loading it.
+
+    Returns:
+        By device, as `held_by_device`; empty where the model goes to one device, and where the
+        checkpoint is quantized, because then the library of its format has a say.
+    """
+    from transformers.integrations.accelerate import get_balanced_memory, infer_auto_device_map
+
+    from auditor.compress.checkpoint import quantization_of
+    from auditor.compress.matrices import new_skeleton
+
+    if placement.spread is None or quantization_of(checkpoint.config):
+        return {}
+    bones = new_skeleton(checkpoint).to(placement.dtype)
+    whole = bones._no_split_modules
+    memory = get_balanced_memory(bones, dict(placement.spread.max_memory), whole)
+    bones.hf_device_map = infer_auto_device_map(bones, memory, whole)
+    return held_by_device(bones)
+
+
+def must_hold(
+    checkpoint: "Checkpoint", placement: "Placement", changed: Iterable[str] = ()
+) -> None:
+    """Refuse, before anything is run, what would not fit where it must.
+
+    Args:
+        checkpoint: The original.
+        placement: Where it and its variants go.
+        changed: Labels of variants that change its weights in place.
+
+    Raises:
+        ModelError: Part of the model fits nowhere but on disk, and no folder was given.
+        VariantError: A variant changes weights that would not be held in memory.
+    """
+    spread = placement.spread
+    if spread is None:
+        return
+    held = foresee(checkpoint, placement)
+    if "disk" in held and spread.folder is None:
+        raise _no_folder(checkpoint.name, f"{gib(held['disk'].n_bytes)} of its weights")
+    away = _away(held, placement)
+    if away and (label := next(iter(changed), None)) is not None:
+        raise _not_held(label, away)
+
+
+def must_be_held(model: Any, placement: "Placement", name: str) -> None:  # noqa: ANN401
+    """Refuse a model of which some weights are offloaded, for those who would change them.
+
+    Raises:
+        VariantError: Says what is offloaded, and what to do.
+    """
+    if placement.spread is not None and is_offloaded(model):
+        raise _not_held(f"a variant of {name}", _away(held_by_device(model), placement))
+
+
+def _away(held: Mapping[str, Held], placement: "Placement") -> dict[str, Held]:
+    """What of a model is offloaded: what is on disk, and in memory beside a GPU."""
+    offloads = ("disk",) if placement.device == "cpu" else ("cpu", "disk")
+    return {name: part for name, part in held.items() if name in offloads}
+
+
+def _not_held(label: str, away: Mapping[str, Held]) -> VariantError:
+    where = {"cpu": "to memory beside the GPU", "disk": "to disk"}
+    parts = [f"{gib(part.n_bytes)} {where[name]}" for name, part in away.items()]
+    return VariantError(
+        f"{label} changes weights where they are computed with, and all of them must lie there",
+        seen=f"--device-map auto offloads {' and '.join(parts)}",
+        fix=f"{MORE_ROOM}; or make it once on a larger machine (compleak-llm compress) and audit "
+        "the folder as checkpoint:PATH; or leave this variant out",
+    )
+
+
+# -- a model that is loaded -----------------------------------------------------------------------
+
+
+def _map_of(model: Any) -> dict[str, Any]:  # noqa: ANN401
+    """The device of each part; empty where the whole lies on one."""
+    return dict(getattr(model, "hf_device_map", None) or {})
+
+
+def _name(device: Any) -> str:  # noqa: ANN401
+    return f"cuda:{device}" if isinstance(device, int) else str(device)
+
+
+def held_by_device(model: Any) -> dict[str, Held]:  # noqa: ANN401
+    """How much of a model lies where, by its weights; tied ones are counted once.
+
+    Returns:
+        By device in the order of the model; what is offloaded under "cpu" or "disk".
+    """
+    from auditor.compress.measure import held_tensors
+
+    placed = _map_of(model)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    counts: dict[str, list[int]] = {}
+    for module_name, module in model.named_modules():
+        here: dict[str, int] = {}
+        for key, tensor in _own_weights(module):
+            name = f"{module_name}.{key}" if module_name else key
+            if name in tied:
+                continue
+            where = _placed(name, placed) if tensor.is_meta else str(tensor.device)
+            here[where] = here.get(where, 0) + sum(held.nbytes for held in held_tensors(tensor))
+        for where, size in here.items():
+            total = counts.setdefault(where, [0, 0])
+            total[0] += 1
+            total[1] += size
+    return {name: Held(n_modules=n, n_bytes=size) for name, (n, size) in counts.items()}
+
+
+def _own_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, and the buffers that are saved with them, in which some layers pack weights."""
+    unsaved = module._non_persistent_buffers_set
+    buffers = module.named_buffers(recurse=False)
+    there = ((key, buffer) for key, buffer in buffers if not buffer.is_meta and key not in unsaved)
+    return chain(module.named_parameters(recurse=False), there)
+
+
+def _placed(name: str, placed: Mapping[str, Any]) -> str:
+    """The device of a parameter by the longest part of its name in a device map."""
+    part = name
+    while part not in placed and part:
+        part = part.rpartition(".")[0]
+    return _name(placed.get(part, "meta"))
+
+
+def is_offloaded(model: Any) -> bool:  # noqa: ANN401
+    """Whether some of a model's weights are fetched for every batch."""
+    return any(parameter.device.type == "meta" for parameter in model.parameters())
+
+
+def input_device(model: Any) -> torch.device:  # noqa: ANN401
+    """Where a model takes its tokens: where its input embedding computes."""
+    embedding = model.get_input_embeddings()
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    if device is None:
+        device = next(embedding.parameters(), next(model.parameters())).device
+    return torch.device(_name(device))
+
+
+def said_where(made: "CompressedModel", placement: "Placement") -> "CompressedModel":
+    """A version whose receipt says where its weights lie while it is scored."""
+    if placement.spread is None:
+        return made
+    held = held_by_device(made.model)
+    return replace(made, receipt=made.receipt.model_copy(update={"devices": held}))
+
+
+def fetched(model: Any, name: str) -> Tensor:  # noqa: ANN401
+    """A parameter's data by its name, fetched where it is offloaded."""
+    from transformers.integrations.accelerate import load_offloaded_parameter
+
+    found: Tensor = model.get_parameter(name)
+    if found.device.type == "meta":
+        found = load_offloaded_parameter(model, name)
+    return found.detach()

@@ -5,6 +5,7 @@ The long form is `make fuzz`; what it finds goes into `tests/fuzz/corpus/TARGET/
 
 import random
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 
 from auditor.cli import main
 from tests.fuzz import __main__ as fuzz
+from tests.fuzz import property
 from tests.fuzz.mutations import MUTATIONS, mutated
-from tests.fuzz.property import Broken, Hang, Target, check, place
+from tests.fuzz.property import MOST_BYTES, Broken, Hang, Target, check, place
 from tests.fuzz.strategies import inputs
 from tests.fuzz.targets import TARGETS
 
@@ -68,7 +70,7 @@ def _loop(data: bytes) -> None:
 
 def _grow(data: bytes) -> None:
     # Written to, so that the pages are really there.
-    bytearray(b"x" * 2**29)
+    bytearray(b"x" * (MOST_BYTES + 2**25))
 
 
 def _write(data: bytes) -> None:
@@ -83,8 +85,25 @@ def _write(data: bytes) -> None:
 def test_the_property_is_one(run: object, error: type[BaseException]) -> None:
     """A traceback, a hang and much memory are seen."""
     with pytest.raises(error):
-        check(Target(run, lambda: [b"x"], "json"), b"x")  # type: ignore[arg-type]
+        check(Target(run, lambda: [b"x"], "json"), b"x", stop_s=2.0)  # type: ignore[arg-type]
     (place().output / "left").unlink(missing_ok=True)
+
+
+def test_a_first_input_may_be_slow_and_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is imported once is no hang; what takes long each time is."""
+    monkeypatch.setattr(property, "SECONDS", 0.05)
+    calls: list[float] = []
+
+    def slow(data: bytes) -> None:
+        calls.append(time.process_time())
+        while time.process_time() < calls[-1] + 0.1 and (len(calls) == 1 or data == b"always"):
+            pass
+
+    target = Target(slow, lambda: [b"once"], "json")
+    assert check(target, b"once")
+    assert len(calls) == 2
+    with pytest.raises(Hang):
+        check(target, b"always")
 
 
 COMMANDS = {

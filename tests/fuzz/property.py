@@ -9,8 +9,9 @@ import resource
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -20,7 +21,11 @@ from tests.fuzz.mutations import Kind
 
 # Of processor time, so that what else runs on the machine is not held against an input.
 SECONDS = 1.0
-# What one input may add to the most that the process has ever held.
+# Where it is stopped. Later than a hang, for a first input may import a library, which is slow and
+# must not be cut short; what takes too much is read again, and the least counts.
+STOP_SECONDS = 10.0
+TRIES = 3
+# What one input may hold beyond what the process held before.
 MOST_BYTES = 256 * 2**20
 # An error is read by a person: it never repeats a whole file.
 MOST_LETTERS = 4000
@@ -49,6 +54,13 @@ class Hang(BaseException):
 
 class Broken(AssertionError):
     """The property does not hold for an input."""
+
+
+class Cost(NamedTuple):
+    """What an input took: processor time, and memory beyond what was held."""
+
+    seconds: float
+    n_bytes: int
 
 
 class Place(NamedTuple):
@@ -80,23 +92,28 @@ def given(name: str, data: bytes) -> Path:
     return path
 
 
-def check(target: Target, data: bytes) -> bool:
+def check(target: Target, data: bytes, *, stop_s: float = STOP_SECONDS) -> bool:
     """Whether a target takes an input or refuses it, as it must.
+
+    Args:
+        target: The parser.
+        data: The input.
+        stop_s: Processor time after which it is stopped.
 
     Raises:
         Exception: The property does not hold.
         Hang: It took too long.
     """
     output = place().output
-    before, held = _listed(output), _peak_bytes()
-    refused: CompleakError | None = None
-    try:
-        with _no_longer_than(SECONDS):
-            target.run(data)
-    except CompleakError as error:
-        refused = error
-    if (added := _peak_bytes() - held) > MOST_BYTES:
-        raise Broken(f"it took {added / 2**20:,.0f} MiB")
+    before = _listed(output)
+    refused, cost = _tried(target, data, stop_s)
+    for _ in range(TRIES - 1):
+        if cost.seconds > SECONDS or cost.n_bytes > MOST_BYTES:
+            cost = Cost(*map(min, cost, _tried(target, data, stop_s)[1]))
+    if cost.seconds > SECONDS:
+        raise Hang(f"the quickest of {TRIES} tries took {cost.seconds:.1f} s")
+    if cost.n_bytes > MOST_BYTES:
+        raise Broken(f"it took {cost.n_bytes / 2**20:,.0f} MiB")
     if refused is None:
         return True
     if len(str(refused)) > MOST_LETTERS:
@@ -106,6 +123,18 @@ def check(target: Target, data: bytes) -> bool:
     return False
 
 
+def _tried(target: Target, data: bytes, stop_s: float) -> tuple[CompleakError | None, Cost]:
+    """The refusal, if it is one, and what the input took."""
+    refused: CompleakError | None = None
+    held, begin = _peak_bytes(reset=True), time.process_time()
+    try:
+        with _no_longer_than(stop_s):
+            target.run(data)
+    except CompleakError as error:
+        refused = error
+    return refused, Cost(time.process_time() - begin, _peak_bytes() - held)
+
+
 def _listed(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b""
@@ -113,7 +142,14 @@ def _listed(folder: Path) -> dict[str, bytes]:
     }
 
 
-def _peak_bytes() -> int:
+def _peak_bytes(*, reset: bool = False) -> int:
+    """The most that the process has held since it was set back to what it holds."""
+    if reset:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -123,7 +159,8 @@ def _no_longer_than(seconds: float) -> Iterator[None]:
         raise Hang(f"over {seconds:g} s")
 
     before = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    # Again and again: what is raised in a __del__ is swallowed.
+    signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError
 
 import auditor
 from auditor.config import AuditConfig, CompressConfig
-from auditor.errors import CompleakError
+from auditor.errors import CompleakError, ConfigError
 from auditor.flags import with_flags
 from auditor.listings import cache, listing
 from auditor.report.progress import Display, DisplayKind
@@ -350,9 +350,12 @@ app.command(with_flags(run_compress, CompressConfig), name="compress")
 
 
 def _say_error(error: Exception) -> None:
+    from auditor.dist import says_for_all
     from auditor.report.harmless import say
 
-    say(f"error: {error}", file=sys.stderr)
+    # What is wrong with what they were started with, every process of a launcher sees.
+    if says_for_all() or not isinstance(error, CycloptsError | ConfigError):
+        say(f"error: {error}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:

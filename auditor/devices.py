@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 UNITS = {unit: 1000**n for n, unit in enumerate(("B", "KB", "MB", "GB", "TB"))}
 UNITS |= {unit: 1024 ** (n + 1) for n, unit in enumerate(("KiB", "MiB", "GiB", "TiB"))}
-SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)")
+# No more digits than any memory needs: what is read must fit into a machine's numbers.
+SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
+GPU = re.compile(r"(?:cuda:)?([0-9]{1,4})")
 # Of a GPU's free memory this much goes to weights where the user has named no size: the rest is for
 # activations and for the tiles of the head.
 GPU_SHARE = 0.9
@@ -59,24 +62,31 @@ def parse_max_memory(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over w
         ConfigError: A device or a size that cannot be.
     """
     if isinstance(value, str):
-        pairs = [piece.strip().partition("=") for piece in value.split(",") if piece.strip()]
-        given: dict[Any, Any] = {name.strip(): size.strip() for name, _, size in pairs}
-        if len(given) < len(pairs):
-            raise ConfigError("--max-memory must name a device once", seen=value)
+        pieces = [piece.partition("=") for piece in value.split(",") if piece.strip()]
+        pairs = [(name.strip(), size.strip()) for name, _, size in pieces]
     elif isinstance(value, dict):
-        given = value
+        pairs = [(str(name), str(size)) for name, size in value.items()]
     else:
         return value
-    found = {str(name).removeprefix("cuda:"): str(size) for name, size in given.items()}
-    for name, size in found.items():
-        if name != "cpu" and not (name.isascii() and name.isdigit()):
+    found: dict[str, str] = {}
+    for given, size in pairs:
+        gpu = GPU.fullmatch(given)
+        if gpu is None and given != "cpu":
             raise ConfigError(
                 "--max-memory must name GPUs by their number, and cpu",
-                seen=f"{name!r}",
+                seen=repr(given),
                 fix="for example --max-memory 0=20GiB,1=20GiB,cpu=60GiB; what fits in neither goes "
                 "to disk, with --offload-folder",
             )
+        name = given if gpu is None else str(int(gpu[1]))
+        if name in found:
+            raise ConfigError(
+                "--max-memory must name a device once",
+                seen=f"{name} with {found[name]} and with {size}",
+                fix="leave one of them out",
+            )
         n_bytes(size)
+        found[name] = size
     return found
 
 
@@ -86,10 +96,10 @@ def n_bytes(size: str) -> int:
     Raises:
         ConfigError: It is none.
     """
-    found = SIZE.fullmatch(size if not size.isdigit() else f"{size}B")
+    found = SIZE.fullmatch(size)
     units = {unit.lower(): factor for unit, factor in UNITS.items()}
-    factor = units.get(found[2].lower()) if found else None
-    if found is None or factor is None or not (total := int(float(found[1]) * factor)):
+    factor = units.get(found[2].lower() or "b") if found else None
+    if found is None or factor is None or not (total := int(Fraction(found[1]) * factor)):
         raise ConfigError(
             "a size in --max-memory must be a number above 0 and a unit",
             seen=repr(size),
@@ -124,7 +134,7 @@ def must_be_supported(config: "Shared", environment: Mapping[str, str] = os.envi
             "--multi_gpu, or --config_file with distributed_type MULTI_GPU); for a model that no "
             "single device holds start one process without the launcher and give --device-map auto",
         )
-    world = int(environment.get("WORLD_SIZE") or "1")
+    world = _count(environment, "WORLD_SIZE")
     if config.device_map == "auto" and world > 1:
         # Accelerate gives each process one device (PartialState.device is that of its local rank),
         # and Accelerator.prepare refuses models with more than one entry in their device map under
@@ -143,6 +153,12 @@ def must_be_supported(config: "Shared", environment: Mapping[str, str] = os.envi
             seen=f"{given} without --device-map auto",
             fix=f"give --device-map auto, or leave {given} out",
         )
+
+
+def _count(environment: Mapping[str, str], key: str) -> int:
+    """A number of processes in the environment; 1 where there is none."""
+    said = environment.get(key, "")
+    return int(said) if said.isdecimal() else 1
 
 
 # Why these are refused. All of them need every process in every forward pass, in step; here each
@@ -183,7 +199,7 @@ def _meshes(environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
     return [
         (name, f"{key}={environment[key]}", IN_STEP)
         for key, name in sizes.items()
-        if environment.get(key, "1").isdigit() and int(environment.get(key, "1")) > 1
+        if _count(environment, key) > 1
     ]
 
 
@@ -198,8 +214,6 @@ def settle(config: "Shared") -> Spread:
     """
     import torch
 
-    from auditor.memory import free_bytes, spare_bytes
-
     if config.device not in ("auto", "cpu", "cuda"):
         raise ConfigError(
             "--device-map auto chooses the devices itself",
@@ -207,6 +221,12 @@ def settle(config: "Shared") -> Spread:
             fix="leave --device out, and name the GPUs that it may use in --max-memory",
         )
     n_gpus = 0 if config.device == "cpu" else torch.cuda.device_count()
+    if config.device == "cuda" and not n_gpus:
+        raise ConfigError(
+            "--device cuda needs a GPU that PyTorch can use",
+            seen="none",
+            fix="leave --device out: --device-map auto then takes memory, and disk",
+        )
     sizes: dict[int | str, int] = {}
     for name, size in config.max_memory.items():
         if name != "cpu" and int(name) >= n_gpus:
@@ -217,17 +237,29 @@ def settle(config: "Shared") -> Spread:
             )
         sizes[name if name == "cpu" else int(name)] = n_bytes(size)
     if not sizes:
-        sizes = {number: int(free_bytes(f"cuda:{number}") * GPU_SHARE) for number in range(n_gpus)}
-        # Not Accelerate's own figure, which is the machine's, whatever a container is allowed.
-        sizes["cpu"] = spare_bytes("cpu") or _whole_machine()
+        sizes = _free(n_gpus)
+    elif config.device == "cuda" and set(sizes) == {"cpu"}:
+        raise ConfigError(
+            "--device cuda must have a GPU in --max-memory",
+            seen="cpu alone",
+            fix="name the GPUs as well, for example 0=20GiB,cpu=60GiB, or leave --device out",
+        )
     # GPUs first, by their numbers: the first is the main device.
     ordered = sorted(sizes.items(), key=lambda item: (item[0] == "cpu", str(item[0]).zfill(4)))
     folder = Path(config.offload_folder).expanduser() if config.offload_folder else None
     return Spread(tuple(ordered), folder)
 
 
-def _whole_machine() -> int:
-    """Bytes of memory that are free, where the system tells no more."""
+def _free(n_gpus: int) -> dict[int | str, int]:
+    """What all devices have to give, less some room."""
     from accelerate.utils import get_max_memory
 
-    return int(get_max_memory()["cpu"])
+    from auditor.memory import free_bytes, spare_bytes
+
+    sizes: dict[int | str, int] = {
+        number: int(free_bytes(f"cuda:{number}") * GPU_SHARE) for number in range(n_gpus)
+    }
+    # Accelerate's own figure is the machine's, whatever a container is allowed: it is for systems
+    # that tell no other.
+    sizes["cpu"] = spare_bytes("cpu") if free_bytes("cpu") else int(get_max_memory()["cpu"])
+    return sizes

@@ -105,6 +105,11 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE") or "1") > 1
 
 
+def says_for_all() -> bool:
+    """Whether this process says what all find out alike before they have met: one on a machine."""
+    return _signs is not None or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def processes(timeout_s: float | None = None) -> Processes:
     """The processes that a launcher started, or this one alone.
 

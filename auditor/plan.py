@@ -63,6 +63,7 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
         CompleakError: Whatever the audit would stop at before its first pass.
     """
     from auditor.audit import calibrations_of
+    from auditor.compress.dispatch import foreseen
     from auditor.judge import choose_attacks
     from auditor.leakage.evidence import must_be_possible
     from auditor.leakage.shadow_runs import open_shadows, target_of
@@ -92,6 +93,8 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     table.add_row("model", f"{config.model} ({subjects.model.identity.model_type})")
     table.add_row("reference", config.reference or "none")
     table.add_row("device", f"{subjects.model.placement.device}, {subjects.model.identity.dtype}")
+    if lies := foreseen(subjects.model.checkpoint, subjects.model.placement):
+        table.add_row("device map", lies)
     table.add_row("records", f"{members.n_audited:,} members, {nonmembers.n_audited:,} nonmembers")
     table.add_row("tokens", f"{tokens:,}, at most {subjects.model.encoder.max_length:,} a record")
     table.add_row("variants", "\n".join(config.variants))

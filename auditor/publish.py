@@ -70,7 +70,7 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
         load_tokenizer,
         open_checkpoint,
     )
-    from auditor.compress.dispatch import must_hold
+    from auditor.compress.dispatch import must_hold, quantizations
     from auditor.compress.make import check_possible
     from auditor.compress.measure import stored_dtype
     from auditor.compress.quiet import quiet_transformers, quietly
@@ -95,7 +95,12 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
     calibration = next(iter(calibrations.values()), None)
     placement = place(config, getattr(checkpoint.config, "dtype", None))
     in_place = COMPRESSORS[config.spec.id].in_place
-    must_hold(checkpoint, placement, [config.spec.label] if in_place else ())
+    must_hold(
+        checkpoint,
+        placement,
+        changed=[config.spec.label] if in_place else (),
+        quantized=quantizations([config.spec], placement),
+    )
     tell(f"making {config.spec.label} of {config.model}")
     made = Cache.of_user(tell).made(checkpoint, config.spec, placement, calibration=calibration)
     if made.cannot_save is not None:

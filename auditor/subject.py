@@ -17,7 +17,7 @@ from auditor.compress.checkpoint import (
     open_checkpoint,
     tokenizer_sha256,
 )
-from auditor.compress.dispatch import must_hold, said_where
+from auditor.compress.dispatch import must_hold, quantizations, said_where
 from auditor.compress.make import check_possible
 from auditor.compress.noise import imitate, noise_name
 from auditor.compress.options import CheckpointOptions
@@ -95,7 +95,8 @@ def open_subjects(config: AuditConfig) -> Subjects:
         check_possible(model.checkpoint, spec)
         if isinstance(spec.options, CheckpointOptions):
             published[spec.label] = _identify(spec.options, model)
-    must_hold(model.checkpoint, model.placement, _changed(config))
+    quantized = quantizations(config.variant_specs, model.placement)
+    must_hold(model.checkpoint, model.placement, changed=_changed(config), quantized=quantized)
     if config.reference is None:
         return Subjects(model, None, same_tokens=False, published=published)
     reference = _open(config, config.reference, is_reference=True)

@@ -12,7 +12,7 @@ from bitsandbytes import functional
 from torch import Tensor
 
 from auditor.compress import parse_variant
-from auditor.compress.bitsandbytes import _four_bit, is_quantized, weight_of
+from auditor.compress.bitsandbytes import config_of, is_quantized, weight_of
 from auditor.compress.bnb_cpu import (
     REPAIRS,
     Finding,
@@ -116,7 +116,7 @@ def test_logits_are_those_of_the_stored_weights(
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_repair_is_needed_where_the_probe_says_so(width: int, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(saved_model("llama", width, tmp_path)))
-    config = _four_bit("nf4", FourBitOptions(), CPU)
+    config = config_of("nf4", FourBitOptions(), CPU)
     shipped: Any = load_model(checkpoint, CPU, quantization_config=config)
     layers = [layer for layer in shipped.modules() if is_quantized(layer)]
     if all(probe(layer).is_right for layer in layers):
@@ -132,7 +132,7 @@ def test_the_repair_is_needed_where_the_probe_says_so(width: int, tmp_path: Path
 @pytest.mark.parametrize("width", [96, 176, 288])
 def test_the_wrong_kernel_is_found(width: int, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(saved_model("llama", width, tmp_path)))
-    config = _four_bit("nf4", FourBitOptions(), CPU)
+    config = config_of("nf4", FourBitOptions(), CPU)
     model: Any = load_model(checkpoint, CPU, quantization_config=config)
     layers = [layer for layer in model.modules() if is_quantized(layer)]
     findings = [probe(layer, REPAIRS[0]) for layer in layers]
@@ -224,7 +224,7 @@ def test_where_nothing_helps_the_variant_is_refused(monkeypatch: pytest.MonkeyPa
 def test_the_receipt_says_what_was_found(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(saved_model("llama", 176, tmp_path)))
     made = compress(checkpoint, parse_variant("bnb-nf4"), CPU)
-    config = _four_bit("nf4", FourBitOptions(), CPU)
+    config = config_of("nf4", FourBitOptions(), CPU)
     shipped: Any = load_model(checkpoint, CPU, quantization_config=config)
     wrong = [
         f"{layer.in_features}x{layer.out_features}"

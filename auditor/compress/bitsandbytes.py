@@ -47,25 +47,33 @@ def make_nf4(
     checkpoint: Checkpoint, options: FourBitOptions, placement: Placement, *, variant: str
 ) -> CompressedModel:
     """4-bit NormalFloat (Dettmers et al. 2023)."""
-    return _make(checkpoint, placement, _four_bit("nf4", options, placement), variant=variant)
+    return _make(checkpoint, placement, config_of("nf4", options, placement), variant=variant)
 
 
 def make_fp4(
     checkpoint: Checkpoint, options: FourBitOptions, placement: Placement, *, variant: str
 ) -> CompressedModel:
     """4-bit float."""
-    return _make(checkpoint, placement, _four_bit("fp4", options, placement), variant=variant)
+    return _make(checkpoint, placement, config_of("fp4", options, placement), variant=variant)
 
 
 def make_int8(
     checkpoint: Checkpoint, options: Int8Options, placement: Placement, *, variant: str
 ) -> CompressedModel:
     """LLM.int8 (Dettmers et al. 2022)."""
-    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=options.threshold)
-    return _make(checkpoint, placement, config, variant=variant)
+    return _make(checkpoint, placement, config_of("int8", options, placement), variant=variant)
 
 
-def _four_bit(kind: str, options: FourBitOptions, placement: Placement) -> BitsAndBytesConfig:
+def config_of(kind: str, options: Any, placement: Placement) -> BitsAndBytesConfig:  # noqa: ANN401
+    """What transformers is told, so that it quantizes while it loads.
+
+    Args:
+        kind: "int8", "nf4" or "fp4".
+        options: The options of that kind.
+        placement: Where the model goes.
+    """
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=options.threshold)
     # The type is always named: the library's own default is fp4.
     return BitsAndBytesConfig(
         load_in_4bit=True,

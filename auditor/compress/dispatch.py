@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.integrations.accelerate import _get_device_map
 
 from auditor.compress.receipt import Held
 from auditor.devices import Spread, gib
 from auditor.errors import CompleakError, ConfigError, ModelError, VariantError
 
 if TYPE_CHECKING:
+    from auditor.compress import VariantSpec
     from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement
 
 # It says of every model that some of it is offloaded, which the receipt says with figures.
@@ -55,8 +57,11 @@ def load_placed(
     folder = None if spread.folder is None else _own_folder(spread.folder)
     try:
         model, more = load({**where, "offload_folder": folder})
-        if folder is None and "disk" in _map_of(model).values():
+        placed = {_name(device) for device in _map_of(model).values()}
+        if folder is None and "disk" in placed:
             raise _no_folder(name, f"{gib(held_by_device(model)['disk'].n_bytes)} of its weights")
+        if spread.gpus and placed and placed.isdisjoint(spread.gpus):
+            raise _no_gpu(name, spread)
     except Exception as error:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -82,8 +87,17 @@ def _own_folder(folder: Path) -> str:
         ) from error
 
 
-def _refused(error: Exception, name: str, spread: Spread) -> CompleakError | None:
-    """What to say where transformers, or a library of quantized layers, would not offload."""
+def _refused(
+    error: Exception, name: str, spread: Spread, *, label: str | None = None
+) -> CompleakError | None:
+    """What to say where transformers, or a library of quantized layers, would not offload.
+
+    Args:
+        error: What it raised.
+        name: Of the checkpoint.
+        spread: What it may take of each device.
+        label: Of the variant, where there is one.
+    """
     said = str(error)
     if not isinstance(error, ValueError | RuntimeError | NotImplementedError):
         return None
@@ -91,12 +105,17 @@ def _refused(error: Exception, name: str, spread: Spread) -> CompleakError | Non
         return _no_folder(name, "some of its weights")
     if "offload" not in said.lower() and "dispatched on the cpu" not in said.lower():
         return None
-    taken = ", ".join(f"{device}={gib(size)}" for device, size in spread.max_memory)
     return VariantError(
-        f"a quantized version of {name} must fit whole into the devices that compute with it",
-        seen=f"some of it does not ({taken}), and its library does not let it be offloaded",
+        f"{label or f'a quantized version of {name}'} must fit whole into the devices that compute "
+        "with it",
+        seen=f"some of it does not ({_taken(spread)}), and its library does not let it be "
+        "offloaded",
         fix=f"{MORE_ROOM}; or leave it out",
     )
+
+
+def _taken(spread: Spread) -> str:
+    return ", ".join(f"{device}={gib(size)}" for device, size in spread.max_memory)
 
 
 def _no_folder(name: str, what: str) -> ModelError:
@@ -105,6 +124,15 @@ def _no_folder(name: str, what: str) -> ModelError:
         seen=f"no room for {what}",
         fix="give --offload-folder DIR on a fast local disk: they are then read from disk for "
         f"every batch, which is slow; or {MORE_ROOM}",
+    )
+
+
+def _no_gpu(name: str, spread: Spread) -> ModelError:
+    """Without a block on a GPU all is computed by the processor, which nobody has asked for."""
+    return ModelError(
+        f"{name} must have at least one of its blocks on a GPU that it may use",
+        seen=f"none has room for it ({_taken(spread)})",
+        fix=f"{MORE_ROOM}; or compute on the processor with --device cpu",
     )
 
 
@@ -118,22 +146,44 @@ def foresee(checkpoint: "Checkpoint", placement: "Placement") -> dict[str, Held]
         By device, as `held_by_device`; empty where the model goes to one device, and where the
         checkpoint is quantized, because then the library of its format has a say.
     """
-    from transformers.integrations.accelerate import get_balanced_memory, infer_auto_device_map
-
     from auditor.compress.checkpoint import quantization_of
     from auditor.compress.matrices import new_skeleton
 
     if placement.spread is None or quantization_of(checkpoint.config):
         return {}
     bones = new_skeleton(checkpoint).to(placement.dtype)
-    whole = bones._no_split_modules
-    memory = get_balanced_memory(bones, dict(placement.spread.max_memory), whole)
-    bones.hf_device_map = infer_auto_device_map(bones, memory, whole)
+    bones.hf_device_map = _get_device_map(bones, "auto", dict(placement.spread.max_memory), None)
     return held_by_device(bones)
 
 
+def foreseen(checkpoint: "Checkpoint", placement: "Placement") -> str:
+    """The same for a reader; empty where the whole model goes to one device."""
+    if placement.spread is None:
+        return ""
+    parts = foresee(checkpoint, placement).items()
+    return (
+        "\n".join(f"{at}: {gib(part.n_bytes)} in {part.n_modules} modules" for at, part in parts)
+        or "as the library of its format has it"
+    )
+
+
+def quantizations(specs: Iterable["VariantSpec"], placement: "Placement") -> dict[str, Any]:
+    """By label, how transformers quantizes variants as it loads them over several devices."""
+    found = [spec for spec in specs if spec.id.startswith("bnb-")]
+    if placement.spread is None or not found:
+        return {}
+    from auditor.compress.bitsandbytes import config_of
+
+    kinds = {spec.label: (spec.id.removeprefix("bnb-"), spec.options) for spec in found}
+    return {name: config_of(kind, more, placement) for name, (kind, more) in kinds.items()}
+
+
 def must_hold(
-    checkpoint: "Checkpoint", placement: "Placement", changed: Iterable[str] = ()
+    checkpoint: "Checkpoint",
+    placement: "Placement",
+    *,
+    changed: Iterable[str] = (),
+    quantized: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse, before anything is run, what would not fit where it must.
 
@@ -141,10 +191,13 @@ def must_hold(
         checkpoint: The original.
         placement: Where it and its variants go.
         changed: Labels of variants that change its weights in place.
+        quantized: By label, the configuration with which transformers quantizes as it loads.
 
     Raises:
-        ModelError: Part of the model fits nowhere but on disk, and no folder was given.
-        VariantError: A variant changes weights that would not be held in memory.
+        ModelError: Part of the model fits nowhere but on disk, and no folder was given; or none of
+            it onto a GPU.
+        VariantError: A variant changes weights that would not be held in memory, or is quantized
+            and would not fit whole.
     """
     spread = placement.spread
     if spread is None:
@@ -152,9 +205,38 @@ def must_hold(
     held = foresee(checkpoint, placement)
     if "disk" in held and spread.folder is None:
         raise _no_folder(checkpoint.name, f"{gib(held['disk'].n_bytes)} of its weights")
+    if spread.gpus and held and set(held).isdisjoint(spread.gpus):
+        raise _no_gpu(checkpoint.name, spread)
     away = _away(held, placement)
     if away and (label := next(iter(changed), None)) is not None:
         raise _not_held(label, away)
+    for label, config in (quantized or {}).items():
+        _must_fit_quantized(checkpoint, placement, label, config)
+
+
+def _must_fit_quantized(
+    checkpoint: "Checkpoint",
+    placement: "Placement",
+    label: str,
+    config: Any,  # noqa: ANN401 - a configuration of any library
+) -> None:
+    """The same steps as `from_pretrained` takes before it reads a weight."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    from auditor.compress.matrices import new_skeleton
+
+    spread = placement.spread
+    if spread is None:
+        return
+    bones = new_skeleton(checkpoint).to(placement.dtype)
+    quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
+    try:
+        quantizer.preprocess_model(model=bones, dtype=placement.dtype, device_map="auto")
+        _get_device_map(bones, "auto", dict(spread.max_memory), quantizer)
+    except ValueError as error:
+        # Whatever else is wrong is found, and said, where the variant is made.
+        if (refused := _refused(error, checkpoint.name, spread, label=label)) is not None:
+            raise refused from error
 
 
 def must_be_held(model: Any, placement: "Placement", name: str) -> None:  # noqa: ANN401

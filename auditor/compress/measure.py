@@ -328,7 +328,8 @@ def write_receipt(
     stored = stored_dtype(checkpoint.config, model.dtype)
     memory = unique_bytes(live_tensors(model))
     if is_offloaded(model):  # what is not there has no place in memory to be told apart by
-        memory, written = _dense_bytes(bones, model.dtype), _dense_bytes(bones, stored, live=False)
+        narrow = min(stored, model.dtype, key=lambda dtype: dtype.itemsize)
+        memory, written = _dense_bytes(bones, model.dtype), _dense_bytes(bones, narrow, live=False)
         disk = written if disk is None else disk
     elif disk is None:
         disk = bytes_on_disk(model, stored)

@@ -7,6 +7,7 @@ default and one sentence of help wherever it is met.
 import io
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,9 @@ from auditor.flags import with_flags
 from auditor.listings import cache, listing
 from auditor.report.progress import Display, DisplayKind
 from auditor.stopping import Stopped, stopped_by_signals
+
+# How long a process that leaves the word to another one waits for it at most.
+LINGER_S = 5.0
 
 app = App(
     name="compleak-llm",
@@ -65,10 +69,12 @@ def run_audit(
 def _audit_and_show(config: AuditConfig, kind: DisplayKind) -> None:
     from contextlib import nullcontext
 
+    from auditor.devices import must_be_supported
     from auditor.dist import processes
     from auditor.report.progress import Rich, display
     from auditor.report.terminal import show
 
+    must_be_supported(config)
     ranks = processes(config.rank_timeout)
     shown: Display = display(kind if ranks.is_main else "none")
     with shown if isinstance(shown, Rich) else nullcontext():
@@ -353,9 +359,12 @@ def _say_error(error: Exception) -> None:
     from auditor.dist import says_for_all
     from auditor.report.harmless import say
 
-    # What is wrong with what they were started with, every process of a launcher sees.
+    # What is wrong with what they were started with, every process of a launcher sees. It ends them
+    # all when the first has gone, and that must not be before one has spoken.
     if says_for_all() or not isinstance(error, CycloptsError | ConfigError):
         say(f"error: {error}", file=sys.stderr)
+    else:
+        time.sleep(LINGER_S)
 
 
 def main(arguments: list[str] | None = None) -> int:

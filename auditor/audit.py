@@ -41,11 +41,13 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
     # Imported here, so that `from auditor import AuditConfig` and `--help` stay quick.
     from auditor.devices import must_be_supported
     from auditor.dist import processes
+    from auditor.memory import shortage_is_said, take_buffers
     from auditor.report.progress import Silent
 
     must_be_supported(config)
     ranks = processes(config.rank_timeout)
-    with ranks.together():
+    with ranks.together(), shortage_is_said():
+        take_buffers()
         return _audit(config, ranks, display or Silent())
 
 

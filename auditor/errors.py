@@ -8,6 +8,7 @@
     │   └── BrokenVariantError   a variant was made, and its numbers are not numbers
     ├── StoreError               the output folder cannot be written, or holds something else
     ├── RankError                a process of the run is slow, dead, or has stopped
+    ├── ShortageError            memory ran out where nothing could make up for it
     └── GateError                a release breaks the bound that it was given; exit code 3
 
 Everything that is the user's to mend is one of these and is shown without a traceback; anything
@@ -76,6 +77,10 @@ class StoreError(CompleakError):
 
 class RankError(CompleakError):
     """A process of the run is slow, dead, or has stopped with an error."""
+
+
+class ShortageError(CompleakError):
+    """Memory ran out where nothing could make up for it."""
 
 
 class GateError(CompleakError):

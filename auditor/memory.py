@@ -1,13 +1,18 @@
 """How much memory a model may still take: on this machine, in its container, on a GPU.
 
-Nothing is guessed: where the system does not tell, there is said to be none.
+Nothing is guessed: where the system does not tell, there is said to be none. Where it runs out all
+the same, that is told apart from other errors here, and said to the user.
 """
 
+import errno
+import mmap
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from auditor.errors import CompleakError, ShortageError
 
 MEMINFO = Path("/proc/meminfo")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -15,6 +20,17 @@ CGROUPS = Path("/sys/fs/cgroup")
 GIB = 2**30
 # Of what is free this much is left alone, for batches and for whoever else runs here.
 ROOM_SHARE, ROOM_BYTES = 0.1, GIB
+# How libraries say that memory ran out, in errors that are of no class of their own.
+SHORTAGES = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+)
+# More than a library of linear algebra takes for itself in each of its threads.
+BUFFER_BYTES = 64 * 2**20
 
 
 class Names(NamedTuple):
@@ -104,3 +120,64 @@ def _left(folder: Path, names: Names) -> int:
         line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines()
     )
     return max(0, limit - used + int(figures.get(names.cache, 0)))
+
+
+# -- where it ran out -----------------------------------------------------------------------------
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception, or one that it was raised from, means that memory ran out anywhere."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # torch's class is looked for by its name, so that it need not be imported.
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(cause, OSError) and cause.errno == errno.ENOMEM:
+            return True
+        if isinstance(cause, OSError | RuntimeError | ImportError) and any(
+            sign in str(cause) for sign in SHORTAGES
+        ):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+@contextmanager
+def shortage_is_said() -> Iterator[None]:
+    """Inside, memory that runs out where nothing can make up for it is an error for the user.
+
+    Raises:
+        ShortageError: It ran out.
+    """
+    try:
+        yield
+    except CompleakError:
+        raise
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise ShortageError(
+            "memory must be enough for the audit",
+            seen=f"it ran out: {said}",
+            fix="free some, raise the limit of this job, or choose --dtype bfloat16, a lower "
+            "--batch-size or fewer variants; the same command goes on: all that was stored is kept",
+        ) from error
+
+
+def take_buffers() -> None:
+    """Have the libraries of linear algebra take now what they keep for themselves.
+
+    Each takes a buffer for each thread at its first product and keeps it. OpenBLAS, where there is
+    none to be had, tries for ever: an audit would hang after hours of scoring.
+
+    Raises:
+        OSError: There is no memory for it.
+    """
+    import numpy as np
+    from scipy.linalg.blas import dgemm
+
+    square = np.ones((512, 512))
+    for product in (np.matmul, lambda a, b: dgemm(1.0, a, b)):
+        mmap.mmap(-1, BUFFER_BYTES * (os.cpu_count() or 1)).close()
+        product(square, square)

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 # What may differ between two runs of one configuration: times, and what the machine was.
 TIMES = ("timings", "environment", "compress_s", "compress_peak_bytes", "output_path")
 LAUNCHER_GRACE_S = 20.0
+# A run that takes longer hangs.
+MOST_S = 300.0
 
 
 class Ran(NamedTuple):
@@ -37,8 +39,8 @@ class Ran(NamedTuple):
 
     @property
     def is_clean(self) -> bool:
-        """Whether nobody showed a traceback."""
-        return not any("Traceback" in text for text in self.printed)
+        """Whether nobody showed a traceback or hung."""
+        return self.seconds < MOST_S and not any("Traceback" in text for text in self.printed)
 
 
 class Disturbance(NamedTuple):
@@ -149,6 +151,9 @@ def _watch(pids: list[int], disturbance: Disturbance | None, begin: float) -> li
                 os.kill(pid, disturbance.number)
             disturbance = None
         left = [pid for pid in pids if pid not in codes]
+        if now > MOST_S:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
         if last_word is None and any(codes.values()):
             last_word = now
             for pid in left:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auditor.errors import BrokenVariantError, ModelError
+from auditor.memory import ran_out
 from auditor.scoring import engine as engine_module
-from auditor.scoring.batches import Budget, cut, is_out_of_memory
+from auditor.scoring.batches import Budget, cut
 from auditor.scoring.encode import Encoded
 from auditor.scoring.engine import Engine
 from auditor.scoring.head import take_apart
@@ -166,7 +167,7 @@ def test_one_at_a_time() -> None:
 def test_memory_that_runs_out_halves_the_batch(
     error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert is_out_of_memory(error)
+    assert ran_out(error)
     real, sizes = engine_module.pad, []
 
     def small_memory(batch: Sequence[Encoded], pad_id: int, device: torch.device) -> torch.Tensor:

@@ -25,6 +25,7 @@ from auditor.compress.weights import (
     weight_files,
 )
 from auditor.errors import ModelError
+from auditor.memory import ran_out
 
 if TYPE_CHECKING:
     import torch
@@ -238,7 +239,6 @@ def load_model(
 
 
 def _read(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "PreTrainedModel":  # noqa: ANN401
-    import torch
     from transformers import AutoModelForCausalLM
 
     from auditor.compress.dispatch import load_placed
@@ -261,8 +261,6 @@ def _read(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "PreTrai
     try:
         with quiet_transformers():
             model, info = load_placed(load, placement, checkpoint.name)
-    except torch.OutOfMemoryError:
-        raise
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{checkpoint.name} must hold nothing but tensors in its pickles",
@@ -270,7 +268,8 @@ def _read(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "PreTrai
             fix="convert it to safetensors",
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if more:  # then the failure may be another library's, and is told apart by the caller
+        # With more arguments it may be another library's failure: the caller tells that apart.
+        if more or ran_out(error):
             raise
         raise ModelError(
             must, seen=first_line(error), fix="give the folder that save_pretrained wrote"

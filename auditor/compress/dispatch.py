@@ -327,7 +327,8 @@ def is_offloaded(model: Any) -> bool:  # noqa: ANN401
 
 def input_device(model: Any) -> torch.device:  # noqa: ANN401
     """Where a model takes its tokens: where its input embedding computes."""
-    embedding = model.get_input_embeddings()
+    # What is no transformers model need not have one.
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else model
     device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
     if device is None:
         device = next(embedding.parameters(), next(model.parameters())).device

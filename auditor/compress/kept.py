@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
-from auditor.memory import spare_bytes
+from auditor.memory import ran_out, spare_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,7 +101,7 @@ class Kept:
         try:
             copied = copy_of(model)
         except (RuntimeError, MemoryError) as error:
-            if not memory_ran_out(error):
+            if not ran_out(error):
                 raise
             self.give_up()
             return model
@@ -227,14 +227,6 @@ def copy_of(model: "PreTrainedModel") -> "PreTrainedModel":
         own[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
     own |= {id(buffer): buffer.clone() for buffer in model.buffers()}
     return copy.deepcopy(model, own)
-
-
-def memory_ran_out(error: BaseException) -> bool:
-    """Whether an exception, or the one that it was raised from, means that memory ran out."""
-    from auditor.scoring.batches import is_out_of_memory
-
-    cause = error.__cause__
-    return is_out_of_memory(error) or (cause is not None and is_out_of_memory(cause))
 
 
 def _tensors(model: Any) -> Iterator[Any]:  # noqa: ANN401

@@ -17,6 +17,7 @@ from auditor.compress.receipt import UNTOUCHED, Receipt
 from auditor.compress.weights import first_line
 from auditor.environment import PeakMemory, installed
 from auditor.errors import VariantError
+from auditor.memory import ran_out
 
 if TYPE_CHECKING:
     from auditor.calibration import Calibration
@@ -88,8 +89,6 @@ def _call(
     placement: Placement,
     calibration: "Calibration | None",
 ) -> CompressedModel:
-    import torch
-
     compressor = COMPRESSORS[spec.id]
     module, _, name = compressor.make.partition(":")
     more = {"calibration": calibration} if compressor.is_calibrated else {}
@@ -102,11 +101,9 @@ def _call(
         )
     except ImportError as error:
         raise library_missing(spec.id, compressor.requires, first_line(error)) from error
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError, AssertionError, TypeError, NotImplementedError) as error:
         # Where no other library is at work, such an error is a defect of this program.
-        if not compressor.requires:
+        if not compressor.requires or ran_out(error):
             raise
         raise VariantError(
             f"{spec.label} must be possible for this model on this machine",

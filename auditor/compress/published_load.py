@@ -26,6 +26,7 @@ from auditor.compress.measure import held_tensors
 from auditor.compress.quiet import quiet_transformers, quietly
 from auditor.compress.weights import first_line, weight_files
 from auditor.errors import ModelError, VariantError
+from auditor.memory import ran_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,9 +95,11 @@ def load(
                 loaded = LOADERS[form.kind](checkpoint, form, placement)
             _run_once(loaded.model)
             return loaded
-    except (ModelError, VariantError, torch.OutOfMemoryError):
+    except (ModelError, VariantError):
         raise
     except Exception as error:  # these libraries raise whatever the file provokes
+        if ran_out(error):
+            raise
         needed = ", ".join(form.requires) or "transformers"
         raise VariantError(
             f"{checkpoint.name} must load with {needed} on this machine ({form.method})",

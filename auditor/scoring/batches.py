@@ -11,6 +11,7 @@ from torch import Tensor
 
 from auditor.compress.kept import give_up
 from auditor.errors import ModelError
+from auditor.memory import ran_out
 from auditor.scoring.encode import Encoded
 from auditor.scoring.threads import allowed_cores
 
@@ -119,24 +120,6 @@ def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out, on a GPU or on the host."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        sign in text
-        for sign in (
-            "out of memory",
-            "CUBLAS_STATUS_ALLOC_FAILED",
-            "CUDNN_STATUS_ALLOC_FAILED",
-            "can't allocate memory",
-            "not enough memory",
-            "Cannot allocate memory",
-        )
-    )
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
@@ -162,7 +145,7 @@ def run_in_batches(
         try:
             done.append(forward(batch))
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not ran_out(error):
                 raise
             longest = len(batch[0].ids) - 1
             is_freed = give_up()

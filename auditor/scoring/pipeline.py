@@ -19,8 +19,9 @@ from threading import Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from auditor.compress.kept import KEPT, Kept, give_up, kept_original, memory_ran_out
+from auditor.compress.kept import KEPT, Kept, give_up, kept_original
 from auditor.dist import Processes
+from auditor.memory import ran_out
 from auditor.report.progress import Display
 from auditor.results import Timing
 from auditor.scoring.variants import Made, Pass, empty_devices, look, make, score_variant
@@ -144,7 +145,7 @@ class Ahead:
         try:
             return make(step)
         except Exception as error:
-            if not memory_ran_out(error) or not give_up():
+            if not ran_out(error) or not give_up():
                 raise
         # Outside the except block, so that the traceback no longer holds the tensors.
         empty_devices()

@@ -194,8 +194,9 @@ def _decompressed(plan: Pass, made: CompressedModel, ranks: Processes) -> Compre
     Raises:
         VariantError: Memory ran out.
     """
-    from auditor.compress.kept import give_up, memory_ran_out
+    from auditor.compress.kept import give_up
     from auditor.compress.materialise import fits, materialise, packed_layers
+    from auditor.memory import ran_out
 
     how = plan.materialise
     if how == "auto" and packed_layers(made.model):
@@ -212,7 +213,7 @@ def _decompressed(plan: Pass, made: CompressedModel, ranks: Processes) -> Compre
     try:
         return materialise(made, plan.placement, how=how)
     except Exception as error:
-        if not memory_ran_out(error):
+        if not ran_out(error):
             raise
         give_up()
         raise VariantError(

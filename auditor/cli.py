@@ -19,6 +19,7 @@ from auditor.config import AuditConfig, CompressConfig
 from auditor.errors import CompleakError, ConfigError
 from auditor.flags import with_flags
 from auditor.listings import cache, listing
+from auditor.memory import shortage_is_said
 from auditor.report.progress import Display, DisplayKind
 from auditor.stopping import Stopped, stopped_by_signals
 
@@ -374,7 +375,7 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("WORLD_SIZE"):  # torch would show its own stack where another process is gone
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        with stopped_by_signals():
+        with stopped_by_signals(), shortage_is_said():
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         _say_error(error)

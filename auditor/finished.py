@@ -238,6 +238,7 @@ def _read_table(path: Path) -> pa.Table:
             raise not_whole(path.parent, f"a column {odd[0]} of {columns.field(odd[0]).type}")
         attacks = [field.name for field in columns if pa.types.is_floating(field.type)]
         table = pq.read_table(path, columns=[*keys, *attacks], use_threads=False)
+        table.validate(full=True)  # Arrow believes that a text of a file is UTF-8
     except (OSError, pa.ArrowException, ValueError) as error:
         raise not_whole(path.parent, first_line(error)) from error
     if gaps := [name for name in keys if table[name].null_count]:

@@ -228,6 +228,8 @@ class _CountedLines:
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path = file, path
+        # A mark is one at the start of the file alone; elsewhere it is a letter of the text.
+        self._may_be_marked = not file.tell()
         self.position = self.number = 0
 
     def __iter__(self) -> "Iterator[str]":
@@ -237,7 +239,8 @@ class _CountedLines:
         line = self._file.readline()
         if not line:
             raise StopIteration
-        data = line[len(BOM) :] if not self.number and line.startswith(BOM) else line
+        data = line.removeprefix(BOM) if self._may_be_marked else line
+        self._may_be_marked = False
         self.position += len(line)
         self.number += 1
         return _decoded(data, self._path, self.number)

@@ -205,7 +205,7 @@ def _table_pieces(path: Path, kind: Kind) -> Iterator[Piece]:
     try:
         for batch in _parquet(path) if kind == "parquet" else _arrow(path):
             yield from _strings_of(batch.to_pylist())
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         raise Unsearchable(f"it is no whole {kind} file") from error
 
 

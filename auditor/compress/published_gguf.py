@@ -8,7 +8,8 @@ and the comparison with the original's weights says whether that was right.
 import copy
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -60,14 +61,15 @@ class GgufFile:
 
     def value(self, key: str) -> Any:  # noqa: ANN401
         """Metadata by its key without the architecture, or None."""
-        found = self.fields.get(f"{self.architecture}.{key}")
-        return None if found is None else found.contents()
+        with _whole(self.path.name, self.path):
+            return _contents(self.fields, f"{self.architecture}.{key}")
 
     @property
     def tokens(self) -> dict[str, int] | None:
         """Ids of the tokens, or None where the file has no vocabulary."""
-        found = self.fields.get("tokenizer.ggml.tokens")
-        return None if found is None else {t: i for i, t in enumerate(found.contents())}
+        with _whole(self.path.name, self.path):
+            found = _contents(self.fields, "tokenizer.ggml.tokens")
+            return None if found is None else {str(t): i for i, t in enumerate(found)}
 
     @property
     def method(self) -> str:
@@ -83,7 +85,7 @@ def open_gguf(name: str, path: Path) -> GgufFile:
         ModelError: It is cut off, an adapter, or one part of several.
         VariantError: Its architecture is not known here.
     """
-    try:
+    with _whole(name, path):
         # The library believes every count in a file, and goes on for as long.
         for _ in gguf_strings(path):
             pass
@@ -91,23 +93,18 @@ def open_gguf(name: str, path: Path) -> GgufFile:
         fields = dict(reader.fields)
         architecture = str(fields["general.architecture"].contents())
         tensors = {tensor.name: tensor for tensor in reader.tensors}
-    except (Unsearchable, *MALFORMED) as error:
-        raise ModelError(
-            f"{name} must be a whole GGUF file",
-            seen=f"{first_line(error)}; {path.stat().st_size:,} bytes",
-            fix="copy or download it again (for a Git LFS pointer: git lfs pull)",
-        ) from error
-    parts, kind = fields.get("split.count"), fields.get("general.type")
-    if parts is not None and parts.contents() > 1:
+        n_parts = int(_contents(fields, "split.count") or 0)
+        kind = _contents(fields, "general.type")
+    if n_parts > 1:
         raise ModelError(
             f"{name} must be a whole model",
-            seen=f"one of {parts.contents()} parts",
+            seen=f"one of {n_parts} parts",
             fix="put them together with llama-gguf-split --merge",
         )
-    if kind is not None and kind.contents() != "model":
+    if kind not in (None, "model"):
         raise ModelError(
             f"{name} must be a whole model",
-            seen=f"a GGUF file that holds an {kind.contents()}",
+            seen=f"a GGUF file that holds an {kind}",
             fix="merge it into its model first",
         )
     if architecture not in UNDO:
@@ -117,6 +114,29 @@ def open_gguf(name: str, path: Path) -> GgufFile:
             fix=f"these are: {', '.join(sorted(UNDO))}; publish the model as safetensors as well",
         )
     return GgufFile(path, architecture, tensors, fields)
+
+
+@contextmanager
+def _whole(name: str, path: Path) -> Iterator[None]:
+    """What the library raises over a damaged file, as one error.
+
+    Raises:
+        ModelError: The file is not whole.
+    """
+    try:
+        yield
+    except (Unsearchable, *MALFORMED) as error:
+        raise ModelError(
+            f"{name} must be a whole GGUF file",
+            seen=f"{first_line(error)}; {path.stat().st_size:,} bytes",
+            fix="copy or download it again (for a Git LFS pointer: git lfs pull)",
+        ) from error
+
+
+def _contents(fields: Any, key: str) -> Any:  # noqa: ANN401
+    """Metadata by its whole key, or None."""
+    found = fields.get(key)
+    return None if found is None else found.contents()
 
 
 def gguf_checkpoint(name: str, file: GgufFile, original: Checkpoint, sha256: str) -> Checkpoint:
@@ -206,8 +226,10 @@ def read_gguf(file: GgufFile, checkpoint: Checkpoint, *, dtype: torch.dtype) -> 
 def _names(file: GgufFile, bones: nn.Module) -> Any:  # noqa: ANN401 - the library's own type
     gguf = import_module("gguf")
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    n_blocks = int(file.value("block_count") or 0)
-    return gguf.get_tensor_name_map(kinds[file.architecture], n_blocks)
+    n_blocks = file.value("block_count")
+    # With none, no name is known: the tensors are then refused as those of another model.
+    n_known = n_blocks if isinstance(n_blocks, int) else 0
+    return gguf.get_tensor_name_map(kinds[file.architecture], n_known)
 
 
 def _sources(name: str, names: Any) -> list[str]:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""Fuzz the parsers: `python -m tests.fuzz [--runs 100000] [--engine atheris] [TARGET ...]`.
+"""Fuzz the parsers: `python -m tests.fuzz [--runs 100000] [--seconds 600] [TARGET ...]`.
 
 One target after another, each in a process of its own. Atheris draws by coverage of the parsers'
 code; where it is not installed, hypothesis draws instead, and that is said. An input for which the
@@ -9,6 +9,7 @@ property does not hold is kept under `--out`, two of each kind, and the run goes
 import argparse
 import importlib.util
 import json
+import math
 import mmap
 import os
 import random
@@ -32,6 +33,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", help="all when left out")
     parser.add_argument("--runs", type=int, default=100_000, help="inputs for each target")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="processor time for each target at most"
+    )
     parser.add_argument("--engine", choices=("atheris", "hypothesis"), default="atheris")
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="for what is found")
     parser.add_argument("--seed", type=int, default=1)
@@ -47,9 +51,7 @@ def main() -> int:
     if unknown := [name for name in asked.targets if name not in TARGETS]:
         parser.error(f"no target {unknown[0]!r}; there are {', '.join(TARGETS)}")
     begin, found = time.perf_counter(), 0
-    print(
-        f"{'target':<22}{'inputs':>9}{'taken':>9}{'seconds':>9}  engine      findings", flush=True
-    )
+    print(f"{'target':<22}{'inputs':>9}{'taken':>9}{'cpu s':>9}  engine      findings", flush=True)
     for name in asked.targets or TARGETS:
         found += _in_a_process(name, asked)
     print(f"{time.perf_counter() - begin:,.0f} s in all; {found or 'nothing'} found", flush=True)
@@ -58,11 +60,11 @@ def main() -> int:
 
 def _in_a_process(name: str, asked: argparse.Namespace) -> int:
     """Fuzz one target and print its line; returns what was found."""
-    options = [f"--runs={asked.runs}", f"--engine={asked.engine}", f"--seed={asked.seed}"]
+    options = [f"--runs={asked.runs}", f"--seconds={asked.seconds}", f"--seed={asked.seed}"]
+    options += [f"--engine={asked.engine}"]
     command = [sys.executable, "-m", "tests.fuzz", "--child", *options, f"--out={asked.out}", name]
     summary = asked.out / name / "summary.json"
     summary.unlink(missing_ok=True)
-    begin = time.perf_counter()
     ended = subprocess.run(command, capture_output=True, check=False, text=True, errors="replace")
     if not summary.is_file():
         last = asked.out / name / "last-input"
@@ -73,7 +75,7 @@ def _in_a_process(name: str, asked: argparse.Namespace) -> int:
     told = json.loads(summary.read_text(encoding="utf-8"))
     kinds = told["findings"]
     print(
-        f"{name:<22}{told['n']:>9,}{told['n_taken']:>9,}{time.perf_counter() - begin:>9.0f}  "
+        f"{name:<22}{told['n']:>9,}{told['n_taken']:>9,}{told['cpu_s']:>9.0f}  "
         f"{asked.engine:<12}{len(kinds) or 'none'}",
         flush=True,
     )
@@ -90,7 +92,7 @@ class _Tally:
         from tests.fuzz.targets import TARGETS
 
         self._target, self._check = TARGETS[name], check
-        self._folder, self._runs = asked.out / name, asked.runs
+        self._folder, self._runs, self._seconds = asked.out / name, asked.runs, asked.seconds
         self._folder.mkdir(parents=True, exist_ok=True)
         self._kinds: Counter[str] = Counter()
         self._n = self._n_taken = 0
@@ -113,9 +115,11 @@ class _Tally:
             raise
         except BaseException as error:
             self._keep(error, data)
-        if self._n >= self._runs:
+        seconds = time.process_time()
+        if self._n >= self._runs or seconds > self._seconds:
             self._last.unlink()
-            told = {"n": self._n, "n_taken": self._n_taken, "findings": dict(self._kinds)}
+            told = {"n": self._n, "n_taken": self._n_taken, "cpu_s": seconds}
+            told["findings"] = dict(self._kinds)
             (self._folder / "summary.json").write_text(json.dumps(told))
             os._exit(0)
 

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from auditor.artifacts.scan import _Scan
 from auditor.compress.checkpoint import context_tokens, open_folder, quantization_of
 from auditor.compress.formats import recognise
-from auditor.compress.published_gguf import open_gguf
+from auditor.compress.published_gguf import DIMENSIONS, open_gguf
 from auditor.compress.weights import weight_files
 from auditor.plan import n_parameters
 from tests.fuzz.property import place
@@ -149,6 +149,8 @@ def gguf(data: bytes) -> None:
     found = open_gguf("it", path)
     assert found.method
     assert found.tokens is None or len(found.tokens) >= 0
+    for key in DIMENSIONS:
+        found.value(key)
 
 
 def ggufs() -> list[bytes]:

@@ -1,5 +1,6 @@
 """Memory that may still be taken: the least of what the machine has and every group allows."""
 
+import errno
 import sys
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from auditor import memory
-from auditor.memory import GIB, free_bytes, spare_bytes
+from auditor.errors import ConfigError, ShortageError
+from auditor.memory import GIB, free_bytes, ran_out, shortage_is_said, spare_bytes
 
 
 @pytest.fixture
@@ -93,3 +95,23 @@ def test_what_torch_keeps_on_a_gpu_and_does_not_use_is_free() -> None:
     assert before - free_bytes("cuda") == pytest.approx(GIB, rel=0.1)
     del held
     assert free_bytes("cuda") == pytest.approx(before, rel=0.05)
+
+
+def test_what_was_raised_from_a_shortage_is_one() -> None:
+    error = ValueError("could not load")
+    assert not ran_out(error)
+    error.__cause__ = OSError(errno.ENOMEM, "Cannot allocate memory")
+    assert ran_out(error)
+    assert not ran_out(OSError(errno.ENOSPC, "No space left on device"))
+
+
+def test_only_a_shortage_is_said_as_one() -> None:
+    with pytest.raises(ShortageError, match="memory must be enough") as found, shortage_is_said():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes\nmore")
+    assert "you tried 9 bytes" in found.value.seen
+    assert "more" not in found.value.seen
+    with pytest.raises(RuntimeError, match="a defect"), shortage_is_said():
+        raise RuntimeError("a defect")
+    # What says already what to do is left as it is.
+    with pytest.raises(ConfigError), shortage_is_said():
+        raise ConfigError("out of memory") from MemoryError()

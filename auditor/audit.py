@@ -171,7 +171,7 @@ def _token_views(
 ) -> list[TokenView]:
     """A few records token by token, where texts may be written."""
     from auditor.compress.noise import is_noise
-    from auditor.subject import REFERENCE
+    from auditor.store import REFERENCE
     from auditor.token_views import token_views
 
     if not config.include_text:

@@ -6,7 +6,7 @@ from auditor.calibration import MEMBERS_SOURCE
 from auditor.compress.receipt import UNTOUCHED
 from auditor.config import AuditConfig
 from auditor.results import Leakage, VariantResult, Warned
-from auditor.subject import REFERENCE
+from auditor.store import REFERENCE
 
 if TYPE_CHECKING:
     from auditor.blind import Blind
@@ -19,6 +19,9 @@ REMOTE_CODE = (
     "Python code that came with the checkpoints was allowed to run (--trust-remote-code): what it "
     "did, to the figures too, nobody has checked here."
 )
+PICKLE = "Weights were allowed to be read from pickle files (--allow-pickle), as tensors alone."
+# Of the warnings of one weight these come first: they speak of all figures.
+ALLOWED = ("remote-code", "pickle")
 RETRAIN = (
     "To tell compression from training further: train the model on its members for as many steps "
     "as a recovered variant was, without compressing it, and give it as a variant, "
@@ -34,6 +37,7 @@ def caveats(
 ) -> list[Warned]:
     """Everything that the reader must know before the figures, worst first."""
     found = [
+        *_allowed(config),
         *records.warnings,
         *blind.warnings,
         *_of_leakage(findings.judged.leakage if findings.judged else None, config),
@@ -48,12 +52,6 @@ def caveats(
                 severity="warning",
             )
         )
-    for flag, code, message in (
-        (config.trust_remote_code, "remote-code", REMOTE_CODE),
-        (config.allow_pickle, "pickle", "Weights were allowed to be read from pickle files."),
-    ):
-        if flag:
-            found.append(Warned(code=code, message=message, severity="warning"))
     found += [
         Warned(code="no-noise", message=f"There is no {name}: {reason}.", severity="info")
         for name, reason in findings.without_noise.items()
@@ -65,6 +63,18 @@ def caveats(
             )
     weight = {"severe": 0, "warning": 1, "info": 2}
     return sorted(found, key=lambda warned: weight[warned.severity])
+
+
+def _allowed(config: AuditConfig) -> list[Warned]:
+    """What files of others were allowed to do, before any other warning of its weight."""
+    return [
+        Warned(code=code, message=message, severity="warning")
+        for flag, code, message in (
+            (config.trust_remote_code, "remote-code", REMOTE_CODE),
+            (config.allow_pickle, "pickle", PICKLE),
+        )
+        if flag
+    ]
 
 
 def _variant_warnings(variant: VariantResult) -> list[Warned]:

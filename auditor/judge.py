@@ -19,8 +19,8 @@ from auditor.results import (
     VariantResult,
 )
 from auditor.stats.figures import attack_result, compare
-from auditor.store import Manifest
-from auditor.subject import REFERENCE, Subjects
+from auditor.store import REFERENCE, Manifest
+from auditor.subject import Subjects
 from auditor.workers import in_order
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from auditor.leakage.shadow_runs import Target, open_shadows, read_shadow, same_
 from auditor.recipes import validated
 from auditor.results import AuditResult, Releases
 from auditor.run import Run, open_run
-from auditor.subject import REFERENCE
+from auditor.store import REFERENCE
 
 FailOn = Literal["over", "undecided"]
 LEARNED = ("learned attacks", "attacks learned on shadows")

@@ -24,8 +24,7 @@ from auditor.finished import (
     read_result,
 )
 from auditor.results import AuditResult
-from auditor.store import VariantStore, plan_shards
-from auditor.subject import REFERENCE
+from auditor.store import REFERENCE, VariantStore, plan_shards
 
 # A version's folder, as `VariantStore` names it: nothing that leads out of the audit's own.
 FOLDER = re.compile(r"[A-Za-z0-9.=,_-]+-[0-9a-f]{12}")

@@ -31,6 +31,8 @@ from auditor.files import write_text, written_whole
 from auditor.results import ModelIdentity, Result
 from auditor.scoring.scores import Scores
 
+# What the reference is called among the versions.
+REFERENCE = "reference"
 STORE_VERSION = 2
 # Tokens of a shard at most: small enough that little is lost when a run is killed, large enough
 # that a shard holds several batches. A million records of 200 tokens make some 6,000 of them.

@@ -27,14 +27,13 @@ from auditor.errors import ConfigError
 from auditor.results import ModelIdentity
 from auditor.scoring.encode import Encoder
 from auditor.scoring.variants import Pass
-from auditor.store import STORE_VERSION, VariantStore, plan_shards
+from auditor.store import REFERENCE, STORE_VERSION, VariantStore, plan_shards
 
 if TYPE_CHECKING:
     from auditor.calibration import Calibration
     from auditor.compress.published import Published
     from auditor.records import Records
 
-REFERENCE = "reference"
 Make = Callable[[Checkpoint, Placement], CompressedModel]
 
 

@@ -32,8 +32,8 @@ from auditor.records import Records
 from auditor.results import ModelIdentity
 from auditor.scoring.scores import Scores
 from auditor.scoring.variants import Pass
-from auditor.store import Manifest, VariantStore, plan_shards
-from auditor.subject import REFERENCE, Subjects
+from auditor.store import REFERENCE, Manifest, VariantStore, plan_shards
+from auditor.subject import Subjects
 
 NR = ("loss", "zlib", "min-k", "min-k-plus-plus", "ref", "ez")
 EIGHT = (*NR, "gap", "ez-gap")

@@ -26,7 +26,7 @@ from auditor.results import BlindBaseline, RecordsSummary, VariantResult, Warned
 from auditor.scoring.encode import RecordText
 from auditor.stats.figures import attack_result, compare, tpr_estimates
 from auditor.stats.roc import auc, auc_estimate
-from auditor.subject import REFERENCE
+from auditor.store import REFERENCE
 from tests import report_parts as parts
 from tests.report_leakage import REPEATS, Seen, evidence_of, judge_invented
 

@@ -252,7 +252,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "shards": (other_shards, "speaks of 7 shards, the records make "),
     "escape": (
         lambda f: edit_result(f, lambda c: c["stored"].update({"bnb-nf4": ".."})),
-        "stored scores of bnb-nf4 must be whole",
+        "must say where the scores of each version lie",
     ),
 }
 

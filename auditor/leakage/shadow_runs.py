@@ -14,7 +14,7 @@ from auditor.leakage.evidence import LEAST, pairs_of
 from auditor.leakage.shadow import Shadow, joined
 from auditor.results import ModelIdentity
 from auditor.run import Run, open_run
-from auditor.subject import REFERENCE
+from auditor.store import REFERENCE
 
 if TYPE_CHECKING:
     from auditor.records import Records

@@ -28,8 +28,7 @@ from auditor.report.terminal import render
 from auditor.results import AuditResult
 from auditor.run import open_run
 from auditor.scoring.scores import Scores
-from auditor.store import VariantStore, plan_shards
-from auditor.subject import REFERENCE
+from auditor.store import REFERENCE, VariantStore, plan_shards
 from tests.fuzz.property import place
 from tests.report_cases import invented_run
 

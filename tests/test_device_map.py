@@ -4,12 +4,14 @@ On a machine without GPUs the devices are memory and disk; what needs two GPUs s
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from auditor import AuditConfig, AuditResult, audit
 from auditor.compress import parse_variant
@@ -33,6 +35,7 @@ from auditor.scoring.engine import Engine
 from auditor.scoring.scores import Scores
 from tests.conftest import needs
 from tests.device_cases import KB, left_in, spread
+from tests.published_formats import write_gptq
 from tests.test_engine import records
 from tests.tiny import FAMILIES, save, tiny_model
 
@@ -154,6 +157,32 @@ def test_the_receipt_of_what_lies_on_disk_counts_as_if_it_were_here(
     checkpoint = checkpoints[family]
     parts = compress(checkpoint, ORIGINAL, spread(1 * KB, off, dtype=dtype))
     assert figures(parts) == figures(compress(checkpoint, ORIGINAL, Placement("cpu", dtype)))
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
+def test_a_published_version_from_disk(
+    family: str, checkpoints: dict[str, Checkpoint], off: Path, tmp_path: Path
+) -> None:
+    """Unpacked in memory and written anew: a tied head must be found there too."""
+    checkpoint, folder = checkpoints[family], tmp_path / "gptq"
+    write_gptq(checkpoint.path, folder)
+    spec = parse_variant(f"checkpoint:{folder}")
+    parts, plain = (compress(checkpoint, spec, at) for at in (spread(1 * KB, off), PLAIN))
+    assert set(held_by_device(parts.model)) == {"disk"}
+    assert figures(parts) == figures(plain)
+    must_be_equal(score(parts.model), score(plain.model))
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2", "gemma2"])
+def test_weights_of_a_pickle_are_written_anew(
+    family: str, checkpoints: dict[str, Checkpoint], off: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoints[family].path, tmp_path / "pickle")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    checkpoint = open_checkpoint(str(folder), allow_pickle=True)
+    parts = load_model(checkpoint, spread(1 * KB, off), offload=True)
+    must_be_equal(score(parts), score(load_model(checkpoint, PLAIN)))
 
 
 # -- a whole audit --------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from auditor.devices import Spread
 from auditor.errors import CompleakError, ConfigError, ModelError, VariantError
 from tests.conftest import needs
 from tests.device_cases import KB, left_in, spread
+from tests.published_formats import write_compressed_tensors
 from tests.tiny import save, tiny_model
 
 PRUNED = "prune-magnitude:sparsity=0.5"
@@ -135,8 +136,21 @@ def test_a_load_that_nobody_foresaw_is_refused_and_leaves_nothing(
         load_model(checkpoint, spread(1 * KB, None), offload=True)
     assert "--offload-folder DIR" in found.value.fix
     needs("bnb-nf4")
-    with pytest.raises(VariantError, match=r"a quantized version of .* must fit whole"):
+    with pytest.raises(VariantError, match="quantized, must fit whole"):
         compress(checkpoint, parse_variant("bnb-nf4"), spread(1 * KB, off))
+    assert left_in(off) == []
+
+
+def test_what_is_quantized_already_must_fit_whole(
+    checkpoint: Checkpoint, off: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("compressed_tensors")
+    write_compressed_tensors(checkpoint.path, tmp_path / "ct")
+    spec = parse_variant(f"checkpoint:{tmp_path / 'ct'}")
+    with pytest.raises(VariantError, match="ct, quantized, must fit whole") as found:
+        compress(checkpoint, spec, spread(20 * KB, off))
+    assert "MiB to disk, and its library does not let it" in found.value.seen
+    del found  # whose traceback holds the model
     assert left_in(off) == []
 
 

@@ -68,10 +68,26 @@ def load_placed(
         if (refused := _refused(error, name, spread)) is not None:
             raise refused from error
         raise
+    _tie_on_disk(model)
     if folder is not None:
         # Weights that transformers has rewritten lie there for as long as the model lives.
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     return model, more
+
+
+def _tie_on_disk(model: Any) -> None:  # noqa: ANN401
+    """Let tied weights be found on disk under all their names.
+
+    Transformers sees to that where it reads a checkpoint's safetensors in place. What it has to
+    write anew it knows by one name alone, and the other one's module fails when it is called.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for module in model.modules():
+        found = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        index = getattr(getattr(found, "dataset", None), "index", None)
+        if index:  # it is one for all hooks of a model
+            index.update({to: index[of] for to, of in tied.items() if of in index})
+            return
 
 
 def _own_folder(folder: Path) -> str:
@@ -105,11 +121,13 @@ def _refused(
         return _no_folder(name, "some of its weights")
     if "offload" not in said.lower() and "dispatched on the cpu" not in said.lower():
         return None
+    return _not_whole(label or f"{name}, quantized,", f"some of it does not ({_taken(spread)})")
+
+
+def _not_whole(what: str, seen: str) -> VariantError:
     return VariantError(
-        f"{label or f'a quantized version of {name}'} must fit whole into the devices that compute "
-        "with it",
-        seen=f"some of it does not ({_taken(spread)}), and its library does not let it be "
-        "offloaded",
+        f"{what} must fit whole into the devices that compute with it",
+        seen=f"{seen}, and its library does not let it be offloaded",
         fix=f"{MORE_ROOM}; or leave it out",
     )
 
@@ -245,8 +263,12 @@ def must_be_held(model: Any, placement: "Placement", name: str) -> None:  # noqa
     Raises:
         VariantError: Says what is offloaded, and what to do.
     """
-    if placement.spread is not None and is_offloaded(model):
-        raise _not_held(f"a variant of {name}", _away(held_by_device(model), placement))
+    if placement.spread is None or not is_offloaded(model):
+        return
+    away = _away(held_by_device(model), placement)
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise _not_whole(f"{name}, quantized,", _said_away(away))
+    raise _not_held(f"a variant of {name}", away)
 
 
 def _away(held: Mapping[str, Held], placement: "Placement") -> dict[str, Held]:
@@ -255,12 +277,16 @@ def _away(held: Mapping[str, Held], placement: "Placement") -> dict[str, Held]:
     return {name: part for name, part in held.items() if name in offloads}
 
 
-def _not_held(label: str, away: Mapping[str, Held]) -> VariantError:
+def _said_away(away: Mapping[str, Held]) -> str:
     where = {"cpu": "to memory beside the GPU", "disk": "to disk"}
     parts = [f"{gib(part.n_bytes)} {where[name]}" for name, part in away.items()]
+    return f"--device-map auto offloads {' and '.join(parts)}"
+
+
+def _not_held(label: str, away: Mapping[str, Held]) -> VariantError:
     return VariantError(
         f"{label} changes weights where they are computed with, and all of them must lie there",
-        seen=f"--device-map auto offloads {' and '.join(parts)}",
+        seen=_said_away(away),
         fix=f"{MORE_ROOM}; or make it once on a larger machine (compleak-llm compress) and audit "
         "the folder as checkpoint:PATH; or leave this variant out",
     )

@@ -17,6 +17,8 @@ from auditor.results.leakage import Bound, LeakageComparison, Part, Release, Rel
 AUC, TPR = "auc", "tpr@"
 # An AUC, a TPR or a difference of two, with room for an interval's ends.
 LARGEST_FIGURE = 10.0
+# Counts and bytes; what is larger cannot be divided.
+LARGEST_COUNT = 2**63
 
 
 def fault(result: AuditResult) -> str | None:
@@ -43,6 +45,11 @@ def _faults(result: AuditResult) -> Iterator[str]:
 
 
 def _faults_of(part: BaseModel) -> Iterator[str]:
+    for name, value in part:
+        if isinstance(value, int) and abs(value) >= LARGEST_COUNT:
+            yield f"{name} beyond 64 bits"
+        elif name == "versions" and value == []:
+            yield "a figure of no version"
     if isinstance(part, Estimate):
         ends = (part.value, part.low, part.high)
         if any(end is not None and not abs(end) <= LARGEST_FIGURE for end in ends):

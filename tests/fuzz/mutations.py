@@ -263,7 +263,11 @@ def alike(data: bytes, rng: random.Random) -> bytes:
         new = rng.choice(({}, rest, {**rest, rng.choice(TEXTS[:4]): value[name]}))
     if rng.random() < 0.1:
         new = None
-    return _bytes(text[: found.end()] + json.dumps(new) + text[end:], rng)
+    try:
+        written = json.dumps(new)
+    except RecursionError:  # it was read with less of the stack in use than there is now
+        return item(data, rng)
+    return _bytes(text[: found.end()] + written + text[end:], rng)
 
 
 def item(data: bytes, rng: random.Random) -> bytes:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from auditor.caveats import ALLOWED
 from auditor.leakage.bounds import AUC, bound_in_words, estimate_in_words, metric_in_words
 from auditor.leakage.sets import Figures
 from auditor.report.answer import answer
@@ -143,12 +144,16 @@ def _date(started_at: str) -> str:
 
 def notices(result: AuditResult) -> list[Notice]:
     """Artifacts and warnings, worst first; what a library was mended for only by name."""
-    found = [_of_artifact(item) for item in result.artifacts]
-    found += [
+    # What files of others were allowed to do speaks of all figures, and must not be cut off by a
+    # long list of other things.
+    warned = sorted(result.warnings, key=lambda item: item.code not in ALLOWED)
+    n_allowed = sum(item.code in ALLOWED for item in warned)
+    found = [
         Notice(item.severity, LABELS[item.severity], item.message)
-        for item in result.warnings
+        for item in warned
         if item.code != REPAIRED
     ]
+    found[n_allowed:n_allowed] = [_of_artifact(item) for item in result.artifacts]
     mended = [item.message.partition(": ")[0] for item in result.warnings if item.code == REPAIRED]
     if mended:
         names = ", ".join(dict.fromkeys(mended))

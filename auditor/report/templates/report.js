@@ -65,8 +65,9 @@
     element.addEventListener("click", () => action(element));
     return element;
   };
-  // A spreadsheet would run a text that begins like a formula, some of them in wide letters too.
-  const quoted = (text) => `"${(/^[\s\p{Cf}\p{Cc}]*[=+\-@|%\uFF0B\uFF0D\uFF1D\uFF20]/u.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
+  // A spreadsheet would run a text that begins like a formula, some of them in wide letters too,
+  // and where it takes semicolons for commas one that goes on like a formula after one.
+  const quoted = (text) => `"${text.replace(/(^|;)(?=[\s\p{Cf}\p{Cc}]*[=+\-@|%\uFF0B\uFF0D\uFF1D\uFF20])/gu, "$1'").replaceAll('"', '""')}"`;
   const words = (cell) => cell.textContent.trim().replace(/\s+/g, " ");
   const fields = (cell, kind) => {
     if (kind === "text") return [quoted(words(cell))];

@@ -214,7 +214,7 @@ def tables(output: Path) -> dict[str, bytes]:
 def test_an_audit_from_disk_is_the_same_audit(
     subject: dict[str, Any], off: Path, tmp_path: Path
 ) -> None:
-    given = {**subject, "variants": "bnb-nf4", "dtype": "float32"}
+    given = {**subject, "variants": "bnb-nf4", "dtype": "float32", "settings": "NR"}
     plain = run(given, tmp_path / "plain")
     parts = run(
         given,
@@ -237,25 +237,47 @@ def test_an_audit_from_disk_is_the_same_audit(
     assert parts.environment["held"] == said
     assert "held" not in plain.environment
     assert "device_map" not in plain.environment
+    again = run(given, tmp_path / "plain", device_map="auto", max_memory="cpu=1GB")
+    assert not any(one.n_forward_records for one in again.timings.variants), "they are the same"
 
 
 # -- GPUs -----------------------------------------------------------------------------------------
 
-pair = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-single = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEEP = ("llama", "llama-tied", "gemma2")
+PAIR = Placement("cuda:0", torch.float32, Spread(((0, 450 * KB), (1, 10**9))))
+THREE = ((0, 450 * KB), ("cpu", 400 * KB))
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """Models of blocks enough to be spread."""
+    folder = tmp_path_factory.mktemp("deep")
+    models = {family: tiny_model(family, num_hidden_layers=8) for family in DEEP}
+    return {name: open_checkpoint(str(save(one, folder / name))) for name, one in models.items()}
+
+
+@pytest.mark.parametrize("family", DEEP)
+def test_gpus_then_memory_then_disk_are_foreseen_without_them(
+    family: str, deep: dict[str, Checkpoint], off: Path
+) -> None:
+    assert list(foresee(deep[family], PAIR)) == ["cuda:0", "cuda:1"]
+    three = Placement("cuda:0", torch.float32, Spread(THREE, off))
+    held = foresee(deep[family], three)
+    assert set(held) == {"cuda:0", "cpu", "disk"}
+    assert 0 < held["cuda:0"].n_bytes <= 450 * KB
+    assert 0 < held["cpu"].n_bytes <= 400 * KB
 
 
 @pytest.mark.gpu
-@pair
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize(
     "variant", ["original", "bnb-nf4", "bnb-int8", "prune-magnitude:sparsity=0.5", "hqq", "int8"]
 )
-@pytest.mark.parametrize("family", ["llama", "llama-tied", "gemma2"])
-def test_over_two_gpus(family: str, variant: str, checkpoints: dict[str, Checkpoint]) -> None:
+@pytest.mark.parametrize("family", DEEP)
+def test_over_two_gpus(family: str, variant: str, deep: dict[str, Checkpoint]) -> None:
     needs(variant)
-    checkpoint, spec = checkpoints[family], parse_variant(variant)
-    both = Placement("cuda:0", torch.float32, Spread(((0, 250 * KB), (1, 10**9))))
-    made = compress(checkpoint, spec, both)
+    checkpoint, spec = deep[family], parse_variant(variant)
+    made = compress(checkpoint, spec, PAIR)
     assert set(held_by_device(made.model)) == {"cuda:0", "cuda:1"}
     plain = compress(checkpoint, spec, Placement("cuda:0", torch.float32))
     assert figures(made) == figures(plain)
@@ -264,17 +286,14 @@ def test_over_two_gpus(family: str, variant: str, checkpoints: dict[str, Checkpo
 
 
 @pytest.mark.gpu
-@single
-@pytest.mark.parametrize("family", ["llama", "llama-tied", "gemma2"])
-def test_over_a_gpu_memory_and_disk(
-    family: str, checkpoints: dict[str, Checkpoint], off: Path
-) -> None:
-    checkpoint = checkpoints[family]
-    sizes = ((0, 250 * KB), ("cpu", 150 * KB))
-    placement = Placement("cuda:0", torch.float32, Spread(sizes, off))
-    parts = load_model(checkpoint, placement, offload=True)
-    assert held_by_device(parts) == foresee(checkpoint, placement)
-    assert {"cuda:0", "disk"} <= set(held_by_device(parts))
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", DEEP)
+def test_over_a_gpu_memory_and_disk(family: str, deep: dict[str, Checkpoint], off: Path) -> None:
+    placement = Placement("cuda:0", torch.float32, Spread(THREE, off))
+    parts = load_model(deep[family], placement, offload=True)
+    held = held_by_device(parts)
+    assert held == foresee(deep[family], placement)
+    assert set(held) == {"cuda:0", "cpu", "disk"}
     assert input_device(parts) == torch.device("cuda:0")
-    whole = load_model(checkpoint, Placement("cuda:0", torch.float32))
+    whole = load_model(deep[family], Placement("cuda:0", torch.float32))
     must_be_equal(score(parts), score(whole))

@@ -1,7 +1,6 @@
 """The command line: commands and flags, no logic.
 
-The flags of `audit` are made from the fields of `AuditConfig`, so that an option has one name, one
-default and one sentence of help wherever it is met.
+The flags of `audit` are the fields of `AuditConfig`: one name, one default, one sentence of help.
 """
 
 import io
@@ -42,6 +41,7 @@ def run_audit(
     *,
     recipe: str | None = None,
     dry_run: bool = False,
+    price_per_hour: float | None = None,
     display: DisplayKind = "rich",
     **given: Any,  # noqa: ANN401 - typed by the fields of AuditConfig
 ) -> None:
@@ -52,7 +52,9 @@ def run_audit(
     recipe
         A recipe's name, or the path of one; flags given beside it win.
     dry_run
-        Check everything, print the plan and run nothing.
+        Check everything, print the plan and what it costs, and run nothing.
+    price_per_hour
+        For --dry-run: what a GPU (or a machine that has none) costs for an hour, in any currency.
     display
         rich: a bar per version; plain: lines for a log; none: nothing but errors.
     """
@@ -62,8 +64,10 @@ def run_audit(
     if dry_run:
         from auditor.plan import show_plan
 
-        show_plan(config)
+        show_plan(config, price_per_hour=price_per_hour)
         return
+    if price_per_hour is not None:
+        raise ConfigError("--price-per-hour is for --dry-run", seen="no --dry-run", fix="add it")
     _audit_and_show(config, display)
 
 

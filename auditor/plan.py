@@ -1,23 +1,36 @@
 """`--dry-run`: everything is checked, the plan is printed, no model is run and nothing written."""
 
 import math
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from auditor.compress import COMPRESSORS
 from auditor.compress.checkpoint import Checkpoint, Placement
 from auditor.config import AuditConfig
+from auditor.cost import (
+    Work,
+    amount,
+    cost,
+    duration,
+    factor,
+    price_of,
+    speed,
+    with_prefix,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# Share of the measured matrix-product rate that a forward pass reaches, measured with a 5.5M and a
-# 124M model on two cores; an estimate is meant to tell minutes from hours, not more.
-EFFICIENCY = 0.6
+    from auditor.dist import Processes
+    from auditor.records import Records
+    from auditor.subject import Subject, Subjects
+
+# Records that are tokenized once more where the reference's tokenizer is another.
+SAMPLED = 512
 OVERHEAD_BYTES = 600 * 2**20
 POWER = 0.8
 TYPICAL_AUC = 0.7
@@ -41,27 +54,29 @@ def n_parameters(checkpoint: Checkpoint) -> int | None:
     return total if paths else None
 
 
-def matrix_rate(device: str) -> float:
-    """Floating point operations per second of a float32 matrix product, measured on the spot."""
-    import torch
+def show_plan(
+    config: AuditConfig, console: Console | None = None, *, price_per_hour: float | None = None
+) -> None:
+    """Check an audit as `audit` would, and print what it would do and cost.
 
-    a = torch.randn(1024, 1024, device=device)
-    best = float("inf")
-    for _ in range(4):
-        begin = time.perf_counter()
-        a @ a
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begin)
-    return 2 * 1024**3 / best
-
-
-def show_plan(config: AuditConfig, console: Console | None = None) -> None:
-    """Check an audit as `audit` would, and print what it would do.
+    Args:
+        config: The audit.
+        console: Where to print.
+        price_per_hour: Of one device, in any currency.
 
     Raises:
         CompleakError: Whatever the audit would stop at before its first pass.
     """
+    from auditor.dist import processes
+
+    ranks = processes(config.rank_timeout)
+    with ranks.together():
+        _show_plan(config, console or Console(), ranks, price_of(price_per_hour))
+
+
+def _show_plan(
+    config: AuditConfig, console: Console, ranks: "Processes", price: float | None
+) -> None:
     from auditor.audit import calibrations_of
     from auditor.compress.dispatch import foreseen
     from auditor.judge import choose_attacks
@@ -73,7 +88,6 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     from auditor.report.harmless import Harmless
     from auditor.subject import about, open_subjects
 
-    console = console or Console()
     subjects = open_subjects(config)
     records = read_records(config, subjects.model.encoder)
     must_be_possible(config, records.is_member)
@@ -83,11 +97,11 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     attacks, left_out, primary = choose_attacks(
         config, has_reference=subjects.reference is not None, same_tokens=subjects.same_tokens
     )
-    count = n_parameters(subjects.model.checkpoint)
+    works = works_of(config, subjects, records)
+    rates = _rates(subjects.model.placement, ranks)
+    if not ranks.is_main:
+        return
     tokens = int(records.n_tokens.sum())
-    n_passes = len(config.variants) + (subjects.reference is not None)
-    if "noise" in config.controls:
-        n_passes += len(config.variants) - 1
     table = new_table("plan", "")
     members, nonmembers = records.summary.members, records.summary.nonmembers
     table.add_row("model", f"{config.model} ({subjects.model.identity.model_type})")
@@ -96,13 +110,17 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     if lies := foreseen(subjects.model.checkpoint, subjects.model.placement):
         table.add_row("device map", lies)
     table.add_row("records", f"{members.n_audited:,} members, {nonmembers.n_audited:,} nonmembers")
-    table.add_row("tokens", f"{tokens:,}, at most {subjects.model.encoder.max_length:,} a record")
+    table.add_row(
+        "tokens",
+        f"{tokens:,} counted, {tokens / len(records):,.1f} a record, at most "
+        f"{subjects.model.encoder.max_length:,}",
+    )
     table.add_row("variants", "\n".join(config.variants))
     for kind, calibration in calibrations.items():
         used = calibration.use
         said = f"{used.n_samples} x {used.n_tokens // used.n_samples} tokens of {used.source}"
         table.add_row("calibration" if kind == "given" else "", said)
-    table.add_row("passes", f"{n_passes}, one per version of the model")
+    table.add_row("passes", f"{len(works)}, one per version of the model")
     table.add_row("attacks", ", ".join(attacks))
     for name, reason in left_out.items():
         table.add_row("", f"without {name}: it {reason}")
@@ -110,7 +128,8 @@ def show_plan(config: AuditConfig, console: Console | None = None) -> None:
     n_questions = _add_questions(table, config, has_reference=subjects.reference is not None)
     _add_power(table, config, records.is_member, n_questions=n_questions)
     table.add_row("results", config.output_path)
-    _add_estimates(table, subjects.model.placement, count, tokens * n_passes)
+    _add_memory(table, subjects.model)
+    _add_cost(table, config, subjects, works, rates=rates, n_processes=ranks.world, price=price)
     for warned in records.warnings:
         table.add_row(warned.severity, warned.message)
     console.print(Harmless(table))
@@ -189,17 +208,121 @@ def _add_power(
         table.add_row("refused", reason)
 
 
-def _add_estimates(table: Table, place: Placement, count: int | None, tokens: int) -> None:
+def _add_memory(table: Table, subject: "Subject") -> None:
+    count = n_parameters(subject.checkpoint)
     if count is None:
-        table.add_row("memory, time", "unknown: the weights are not safetensors")
+        table.add_row("memory", "unknown: the weights are not safetensors")
         return
-    memory = count * place.dtype.itemsize + OVERHEAD_BYTES
-    seconds = 2 * count * tokens / (EFFICIENCY * matrix_rate(place.device))
+    memory = count * subject.placement.dtype.itemsize + OVERHEAD_BYTES
     table.add_row("memory", f"about {memory / 2**30:.1f} GiB")
-    table.add_row("time", f"about {_duration(seconds)} in the model, loading apart")
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+# -- what it costs --------------------------------------------------------------------------------
+
+
+def works_of(config: AuditConfig, subjects: "Subjects", records: "Records") -> list[Work]:
+    """Every pass of the audit, in operations."""
+    from auditor.compress.matrices import skeleton
+    from auditor.probe import shape_of
+
+    lengths = records.n_tokens
+    tokens = int(lengths.sum())
+    once = shape_of(skeleton(subjects.model.checkpoint)).operations(lengths)
+    found = [Work(tokens, once, factor(spec)) for spec in config.variant_specs]
+    if "noise" in config.controls:
+        found += [Work(tokens, once)] * (len(config.variants) - 1)
+    if subjects.reference is not None:
+        shape = shape_of(skeleton(subjects.reference.checkpoint))
+        if not subjects.same_tokens:
+            lengths = _sampled(subjects.reference, records)
+        times = len(records) / len(lengths)
+        found.append(Work(int(lengths.sum() * times), shape.operations(lengths) * times))
+    return found
+
+
+def _sampled(subject: "Subject", records: "Records") -> "npt.NDArray[np.int64]":
+    """Tokens of some records, evenly over all, as another tokenizer cuts them."""
+    import numpy as np
+
+    chosen = np.unique(np.linspace(0, len(records) - 1, SAMPLED).astype(np.int64))
+    encoded = subject.encoder.encode(records.texts(chosen))
+    return np.array([len(one.ids) for one in encoded], dtype=np.int64)
+
+
+class Rates(NamedTuple):
+    """How fast the processes are, all of them together.
+
+    Attributes:
+        product: Operations per second of a matrix product in the audit's dtype.
+        float32: The same in float32.
+        n_devices: Devices that they hold.
+    """
+
+    product: float
+    float32: float
+    n_devices: float
+
+
+def _rates(place: Placement, ranks: "Processes") -> Rates:
+    import torch
+
+    from auditor.probe import matrix_rate, n_devices
+
+    # All of them at once, as they will compute, or each would be told of a machine for itself.
+    ranks.wait()
+    own = matrix_rate(place.device, place.dtype)
+    is_asked = place.device == "cpu" and place.dtype != torch.float32
+    plain = matrix_rate(place.device, torch.float32) if is_asked else own
+    told = ranks.tell_all([own, plain, n_devices(place)])
+    return Rates(*(sum(column) for column in zip(*told, strict=True)))
+
+
+def _add_cost(
+    table: Table,
+    config: AuditConfig,
+    subjects: "Subjects",
+    works: list[Work],
+    *,
+    rates: Rates,
+    n_processes: int,
+    price: float | None,
+) -> None:
+    place = subjects.model.placement
+    reached = speed(place.device, rates.product, float32=rates.float32)
+    found = cost(works, reached, n_devices=rates.n_devices, price=price)
+    sampled = subjects.reference is not None and not subjects.same_tokens
+    table.add_row(
+        "cost",
+        f"{found.passes} passes, {found.tokens:,} tokens, about "
+        f"{with_prefix(found.operations, 'FLOP')} (2 x weights x tokens, and attention)"
+        + ("; the reference's tokens are a sample's" if sampled else ""),
+    )
+    device = "CPU" if place.device == "cpu" else "GPU"
+    where = "1 process" if n_processes == 1 else f"{n_processes} processes together"
+    dtype = subjects.model.identity.dtype
+    how = "as measured on CPUs" if device == "CPU" else "assumed, not measured"
+    table.add_row(
+        "rate",
+        f"{with_prefix(rates.product, 'FLOP/s')} in {dtype} products, measured now on the {device} "
+        f"({where}), of which scoring reaches about {reached.usual / rates.product:.0%} ({how})",
+    )
+    table.add_row("time", f"about {duration(found.seconds)} in the model, within a factor of two")
+    slow = [f"{spec.label} {factor(spec):g}" for spec in config.variant_specs if factor(spec) > 1]
+    if slow:
+        table.add_row("", f"counted as so many times the original in float32: {', '.join(slow)}")
+    if found.money is not None:
+        n = f"{rates.n_devices:g} {'device' if rates.n_devices == 1 else 'devices'}"
+        table.add_row(
+            "price",
+            f"about {amount(found.money)} at {price:g} for an hour of a device "
+            f"({found.device_hours:.2g} device-hours on {n})",
+        )
+    table.add_row("", _not_counted(config))
+
+
+def _not_counted(config: AuditConfig) -> str:
+    slow = [
+        spec.label for spec in config.variant_specs if COMPRESSORS[spec.id].saved_as is not None
+    ]
+    making = f"making the versions (long: {', '.join(slow)})" if slow else "making the versions"
+    return f"not counted: loading, {making}, attacks and intervals"

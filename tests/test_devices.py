@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditor import AuditConfig
+from auditor import AuditConfig, cli
 from auditor.devices import (
     UNITS,
     Spread,
@@ -234,6 +234,23 @@ def test_sizes_and_folders_are_for_auto_alone(given: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="is of no use while the whole model goes to one device"):
         must_be_supported(config(**given), {})
     must_be_supported(config(device_map="auto", **given), {})
+
+
+@pytest.mark.parametrize("more", [("--device-map", "auto"), ("--frobnicate",)])
+def test_one_process_of_a_machine_says_what_all_of_them_see(
+    more: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli, "LINGER_S", 0.0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    flags = [f"--{name}={value}" for name, value in FILES.items()]
+    for rank, n_errors in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert cli.main(["audit", *flags, f"--output-path={tmp_path / 'run'}", *more]) == 2
+        assert capsys.readouterr().err.count("error: ") == n_errors
 
 
 ACCELERATE = """

@@ -90,3 +90,11 @@ def test_what_was_allowed_stands_before_a_long_list_of_other_warnings(tmp_path: 
     assert loud[: len(ALLOWED)] == [one.message for one in allowed]
     page = render_markdown(replace(finished, result=result))
     assert all(f"It was {code}." in page.replace("\\", "") for code in ALLOWED)
+
+
+def test_every_promise_names_tests_that_are_there() -> None:
+    root = SCRIPT.parents[3]
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", (root / "SECURITY.md").read_text("utf-8"))
+    assert len(named) > 30
+    for file, test in named:
+        assert f"def {test}(" in (root / file).read_text("utf-8"), (file, test)

@@ -12,11 +12,27 @@ import yaml
 # Values that a document may stand for, aliases written out, and how deep they may be nested.
 MOST_VALUES = 20_000
 DEEPEST = 50
+TOO_DEEP = f"it is nested more than {DEEPEST} deep, or refers to itself"
 # Whatever a document provokes in the library: numbers of too many digits, dates that do not exist.
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError, AttributeError)
 
 
-def compose(loader: yaml.SafeLoader) -> yaml.Node | None:
+class Loader(yaml.SafeLoader):
+    """Plain values alone, no deeper than allowed: the library takes the square of the depth."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
+        """See `yaml.composer.Composer`."""
+        if self._depth > DEEPEST:
+            raise yaml.YAMLError(TOO_DEEP)
+        self._depth += 1
+        found: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return found
+
+
+def compose(loader: Loader) -> yaml.Node | None:
     """The one document as nodes; None where there is nothing in it.
 
     Raises:
@@ -30,7 +46,7 @@ def compose(loader: yaml.SafeLoader) -> yaml.Node | None:
 
 def load(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds
     """The values of a document, plain ones alone; errors as in `compose`."""
-    loader = yaml.SafeLoader(text)
+    loader = Loader(text)
     try:
         root = compose(loader)
         return None if root is None else loader.construct_document(root)
@@ -43,7 +59,7 @@ def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     found = known.get(id(node))
     if found is None:
         if depth > DEEPEST:
-            raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep, or refers to itself")
+            raise yaml.YAMLError(TOO_DEEP)
         found = 1 + sum(_count(part, known, depth + 1) for part in _parts(node))
         known[id(node)] = found
     if found > MOST_VALUES:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from auditor.bounded_yaml import YAML_ERRORS, compose
+from auditor.bounded_yaml import YAML_ERRORS, Loader, compose
 from auditor.card.entries import Entries, replaced_entries
 from auditor.card.readme import BOM, CardError, front_matter, lines_of, newline_of, usual_newline
 from auditor.card.yaml_text import as_yaml, colon_end, content_end, tree
@@ -129,7 +129,7 @@ def _parsed(path: Path, block: str) -> _Parsed:
         CardError: It is not YAML, no mapping in block style, or holds a key twice.
     """
     try:
-        loader = yaml.SafeLoader(block)
+        loader = Loader(block)
         root = compose(loader)
         if root is None:
             return _Parsed({}, {})

@@ -25,11 +25,25 @@ from auditor.errors import ConfigError
 REST_CPU = 0.5
 # Of a GPU's product: assumed, not measured.
 SHARE_GPU = 0.4
-# How many times as long as the original, in float32, a version takes that computes with integers;
-# measured on CPUs with a model of 5.5M parameters. In 16 bits it is no faster than that.
-FACTOR_ALONE = 3.0  # LLM.int8 with outliers, one record at a time: 2.6 and 3.3 on two processors
-FACTOR_INT8 = 1.4  # LLM.int8 without them
-FACTOR_DYNAMIC = 2.5
+# A model with fewer weights than this is small: the steps around its products weigh as much.
+SMALL = 50e6
+
+
+class Slower(NamedTuple):
+    """How many times as long a version takes that computes with integers.
+
+    On a CPU as the original in float32: in 16 bits it is no faster. Measured with 5.5M and 124M
+    parameters (benchmarks/estimate.py). On a GPU as the original in its dtype: assumed.
+    """
+
+    small: float
+    large: float
+    gpu: float
+
+
+LLM_INT8_ALONE = Slower(4.0, 1.2, 3.0)  # with outliers: scored one record at a time
+LLM_INT8 = Slower(1.6, 1.0, 1.5)
+DYNAMIC = Slower(3.4, 1.0, 1.5)
 
 
 class Shape(NamedTuple):
@@ -64,12 +78,12 @@ class Work(NamedTuple):
     Attributes:
         tokens: Tokens of all records, as its tokenizer cuts them.
         operations: Floating-point operations, counted as `Shape.operations` does.
-        factor: How much longer it takes than the original (`factor`).
+        factor: See the function `factor`.
     """
 
     tokens: int
     operations: float
-    factor: float = 1.0
+    factor: float | None = None
 
 
 class Cost(NamedTuple):
@@ -117,11 +131,23 @@ def speed(device: str, product: float, *, float32: float) -> Speed:
     return Speed(1 / (1 / product + REST_CPU / float32), float32 / (1 + REST_CPU))
 
 
-def factor(spec: VariantSpec) -> float:
-    """How much longer a variant takes than the original; 1 where it takes no longer."""
+def factor(spec: VariantSpec, *, weights: float, device: str) -> float | None:
+    """How much longer a version takes that computes with integers; None for all others.
+
+    Args:
+        spec: The variant.
+        weights: As in `Shape`.
+        device: "cpu", or a GPU.
+    """
     if isinstance(spec.options, Int8Options):
-        return FACTOR_ALONE if spec.options.threshold > 0 else FACTOR_INT8
-    return FACTOR_DYNAMIC if spec.id == "int8-dynamic" else 1.0
+        found = LLM_INT8_ALONE if spec.options.threshold > 0 else LLM_INT8
+    elif spec.id == "int8-dynamic":
+        found = DYNAMIC
+    else:
+        return None
+    if device != "cpu":
+        return found.gpu
+    return found.small if weights < SMALL else found.large
 
 
 def price_of(given: float | None) -> float | None:
@@ -152,7 +178,9 @@ def cost(
     """
     found = list(works)
     seconds = sum(
-        one.operations * one.factor / (speed.usual if one.factor == 1 else speed.integer)
+        one.operations / speed.usual
+        if one.factor is None
+        else one.operations * one.factor / speed.integer
         for one in found
     )
     device_hours = seconds / 3600 * n_devices

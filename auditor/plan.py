@@ -227,8 +227,12 @@ def works_of(config: AuditConfig, subjects: "Subjects", records: "Records") -> l
 
     lengths = records.n_tokens
     tokens = int(lengths.sum())
-    once = shape_of(skeleton(subjects.model.checkpoint)).operations(lengths)
-    found = [Work(tokens, once, factor(spec)) for spec in config.variant_specs]
+    shape = shape_of(skeleton(subjects.model.checkpoint))
+    once, device = shape.operations(lengths), subjects.model.placement.device
+    found = [
+        Work(tokens, once, factor(spec, weights=shape.weights, device=device))
+        for spec in config.variant_specs
+    ]
     if "noise" in config.controls:
         found += [Work(tokens, once)] * (len(config.variants) - 1)
     if subjects.reference is not None:
@@ -307,9 +311,14 @@ def _add_cost(
         f"({where}), of which scoring reaches about {reached.usual / rates.product:.0%} ({how})",
     )
     table.add_row("time", f"about {duration(found.seconds)} in the model, within a factor of two")
-    slow = [f"{spec.label} {factor(spec):g}" for spec in config.variant_specs if factor(spec) > 1]
+    slow = [
+        f"{spec.label} {work.factor:g}"
+        for spec, work in zip(config.variant_specs, works, strict=False)
+        if work.factor is not None
+    ]
     if slow:
-        table.add_row("", f"counted as so many times the original in float32: {', '.join(slow)}")
+        kind = " in float32" if device == "CPU" else ""
+        table.add_row("", f"counted as so many times the original{kind}: {', '.join(slow)}")
     if found.money is not None:
         n = f"{rates.n_devices:g} {'device' if rates.n_devices == 1 else 'devices'}"
         table.add_row(

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from auditor.compress.matrices import matrices
+from auditor.probe import shape_of
 from auditor.scoring.encode import Encoded
 from benchmarks.machine import machine
 from benchmarks.shapes import add_shape_arguments, build, short_records
@@ -87,17 +88,10 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 def least(model: PreTrainedModel, records: Sequence[Encoded]) -> Least:
     """The fewest operations and bytes of one pass of `records` through a dense `model`."""
-    config = model.config.get_text_config()
+    shape = shape_of(model)
     head: Any = model.get_output_embeddings()
-    trunk = sum(matrix.weight.numel() for matrix in matrices(model))
-    lengths = [len(record.ids) - 1 for record in records]
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    # Scores and their product with the values: position t sees t others, itself among them.
-    attention = sum(2 * 2 * width * n * (n + 1) / 2 for n in lengths) * config.num_hidden_layers
-    flops = 2 * sum(lengths) * (trunk + head.weight.numel()) + attention
-    return Least(flops, (trunk + head.weight.numel()) * head.weight.element_size())
+    lengths = np.array([len(record.ids) for record in records])
+    return Least(shape.operations(lengths), shape.weights * head.weight.element_size())
 
 
 def main() -> None:

@@ -124,6 +124,9 @@ class Signs:
                 time.sleep(POLL_S[1])
         except Exception:  # nobody is left to be told
             return
+        finally:
+            # A thread that comes back from torch into an interpreter that ends aborts the process.
+            self._beat.join(LEAVE_S)
 
     def _gather(self, prefix: str, said: dict[int, Any]) -> None:
         """Fill `said` with what every process says; raises `RankError` where one will not."""

@@ -2,13 +2,15 @@
 
     python -m benchmarks.faults [--moments 50] [--only kill,disk] [--seed 0]
 
-A tiny model, 600 invented letters, the original and two variants, on one and two processes, one
-thread each. After every fault the same command is given again, on one, two or three processes, and
-all files of the output folder must equal those of a run that nothing befell, times apart. The exit
-code is 1 where one did not, or where a process showed a traceback.
+A tiny model, 600 invented letters, the original and two variants (one of which goes through the
+cache, empty before every run), on one and two processes, one thread each. After every fault the
+same command is given again, on one, two or three processes, and all files of the output folder must
+equal those of a run that nothing befell, times apart. The exit code is 1 where one did not, or
+where a process showed a traceback.
 """
 
 import argparse
+import os
 import random
 import resource
 import shutil
@@ -59,6 +61,8 @@ class Bench:
     def __init__(self, folder: Path, *, seed: int) -> None:
         self.folder = folder
         self.random = random.Random(seed)
+        self.cache = folder / "cache"
+        os.environ["COMPLEAK_CACHE"] = str(self.cache)
         self._n_logs = 0
         subprocess.run(
             [sys.executable, "-m", "benchmarks.faults", "--make", str(folder)], check=True
@@ -85,9 +89,10 @@ class Bench:
 
     @contextmanager
     def output(self) -> Iterator[Path]:
-        """A folder for one disturbed run."""
+        """A folder for one disturbed run, and an empty cache."""
         output = self.folder / "disturbed"
         shutil.rmtree(output, ignore_errors=True)
+        shutil.rmtree(self.cache, ignore_errors=True)
         yield output
         shutil.rmtree(output, ignore_errors=True)
 
@@ -229,6 +234,7 @@ def damage(bench: Bench) -> list[Row]:
             harm(shards)
             equal = bench.is_mended(output)
         rows.append(Row(f"a shard: {name}", 1, "0 (1)", 1, int(equal), "computed anew"))
+    rows.append(_read_only_cache(bench))
     rows.append(_two_at_once(bench))
     rows.append(_clock(bench))
     return rows
@@ -249,6 +255,22 @@ def _foreign(shards: list[Path]) -> None:
     target = shards[0].parent / others[0].name
     shards[0].unlink()
     shutil.copyfile(others[0], target)
+
+
+def _read_only_cache(bench: Bench) -> Row:
+    """A cache that nobody can write to, root included."""
+    with bench.output() as output:
+        bench.cache.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(bench.cache)]
+        if subprocess.run(mount, check=False, capture_output=True).returncode:
+            return Row("read-only cache", 0, "", 0, 0, "not measured: needs mount")
+        try:
+            ran = bench.audit(output)
+            equal = bench.is_mended(output)
+        finally:
+            subprocess.run(["umount", str(bench.cache)], check=True)
+    note = "the version is made in memory"
+    return Row("read-only cache", 1, counted(ran.codes), int(ran.is_clean), int(equal), note)
 
 
 def _two_at_once(bench: Bench) -> Row:

@@ -92,7 +92,7 @@ def test_scoring_is_slower_than_products(product: float, float32: float) -> None
 
 def test_shares_that_were_measured() -> None:
     """What the benchmarks found: float32, bfloat16 twice as fast, bfloat16 eight times as fast."""
-    for faster, least, most in ((1, 0.65, 0.78), (2, 0.38, 0.65), (8, 0.17, 0.22)):
+    for faster, least, most in ((1, 0.48, 0.78), (2, 0.38, 0.65), (8, 0.13, 0.22)):
         assert least <= speed("cpu", faster * 1e11, float32=1e11).usual / (faster * 1e11) <= most
 
 

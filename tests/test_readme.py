@@ -61,10 +61,11 @@ def test_the_tree_names_what_is_there() -> None:
 
 def test_recipes_that_are_named_exist() -> None:
     files = {"model": "m", "members": "a.jsonl", "nonmembers": "b.jsonl"}
-    for name in re.findall(r"--recipe (\w+)", TEXT):
+    for name in re.findall(r"--recipe ([\w-]+)", TEXT):
         assert configure(files, recipe=name)
 
 
 def test_nothing_is_left_to_fill_in() -> None:
     for path in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        assert not re.search(r"[A-Z]{4,}_[A-Z]{4,}", (ROOT / path).read_text(encoding="utf-8"))
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert set(re.findall(r"[A-Z]{4,}_[A-Z]{4,}", text)) <= {"COMPLEAK_CACHE"}

@@ -86,7 +86,7 @@ def _audit_and_show(config: AuditConfig, kind: DisplayKind) -> None:
         result = auditor.audit(config, display=shown)
     if ranks.is_main and kind != "none":
         show(result)
-    if config.fail_on is not None:
+    if config.fail_on is not None and ranks.is_main:
         from auditor.release import must_pass_gate
 
         must_pass_gate(result)

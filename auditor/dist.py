@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from auditor.errors import CompleakError, RankError
+from auditor.errors import CompleakError, RankError, first_line
 
 if TYPE_CHECKING:
     from auditor.signs import Signs
@@ -152,7 +152,7 @@ def _started(timeout_s: float | None) -> "tuple[Any, Signs]":
 def _not_all_came(wait: timedelta, error: Exception) -> RankError:
     world, rank = os.environ.get("WORLD_SIZE"), os.environ.get("RANK")
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    said = (str(error) or type(error).__name__).splitlines()[0]
+    said = first_line(error)
     return RankError(
         f"all {world} processes must meet at {where} within {wait.total_seconds():g} s",
         seen=f"rank {rank} on {socket.gethostname()}: {said}",

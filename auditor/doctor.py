@@ -12,7 +12,7 @@ from auditor.calibration import Calibration
 from auditor.compress import COMPRESSORS, Compressor, parse_variant
 from auditor.compress.receipt import CalibrationUse
 from auditor.environment import installed, processor, versions
-from auditor.errors import CompleakError
+from auditor.errors import CompleakError, first_line
 from auditor.report.catalogue import new_table
 
 SIZES: dict[str, Any] = {
@@ -91,7 +91,7 @@ def _try(name: str, compressor: Compressor, model: Path) -> tuple[bool, str]:
         )
         made.model(input_ids=torch.tensor([[0, 1]], device=device))
     except (CompleakError, RuntimeError, AssertionError) as error:
-        return False, str(error).splitlines()[0]
+        return False, first_line(error)
     return True, "; ".join(made.receipt.repairs)
 
 

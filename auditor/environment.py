@@ -96,7 +96,7 @@ def environment(
             for key, part in (receipt.devices if receipt is not None else {}).items()
         }
     if placement.device.startswith("cuda"):
-        names = map(torch.cuda.get_device_name, placement.computing)
+        names = map(device_name, placement.computing)
         found["device_name"] = ", ".join(dict.fromkeys(names))
         found["cuda"] = torch.version.cuda
     return found
@@ -124,6 +124,15 @@ def peak_bytes() -> int:
         return max(found, _earlier_peak)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_name(device: str) -> str:
+    """A GPU's name as its driver gives it, or "cpu"."""
+    if not device.startswith("cuda"):
+        return device
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 class PeakMemory:

@@ -89,6 +89,11 @@ class GateError(CompleakError):
     exit_code = 3
 
 
+def first_line(error: BaseException | None) -> str:
+    """The first line of what an error says, or its class where it says nothing."""
+    return next(iter(str(error or "nothing").strip().splitlines()), type(error).__name__)
+
+
 def _short(text: str, most: int = MOST_LETTERS) -> str:
     """A text of any length, its middle left out where it is too long."""
     lines = text.split("\n")

@@ -7,6 +7,7 @@ replaced never becomes readable to more people than it was.
 """
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -20,6 +21,12 @@ AS_UMASK_SAYS = 0o666
 OWNERS_FOLDER = 0o700
 # Not on every system; there links are followed as ever.
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

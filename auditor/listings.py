@@ -4,6 +4,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from auditor.errors import StoreError
+
 listing = App(name="list", help="List attacks, variants or recipes.")
 cache = App(name="cache", help="Show or tidy the cache of made versions (COMPLEAK_CACHE).")
 
@@ -63,3 +65,9 @@ def prune_cache(
     root = cache_folder()
     found = None if root is None else evict(root, older_than_days=older_than, everything=everything)
     show_evicted(root, found)
+    if found is not None and found.left:
+        raise StoreError(
+            "the cache must hold nothing but what this program wrote, and let its owner remove it",
+            seen=f"left: {'; '.join(found.left)}",
+            fix="look what else lies in there; a file that another machine still reads goes later",
+        )

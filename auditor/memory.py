@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from auditor.errors import CompleakError, ShortageError
+from auditor.errors import CompleakError, ShortageError, first_line
 
 MEMINFO = Path("/proc/meminfo")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -156,7 +156,7 @@ def shortage_is_said() -> Iterator[None]:
     except Exception as error:
         if not ran_out(error):
             raise
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        said = first_line(error)
         raise ShortageError(
             "memory must be enough for the audit",
             seen=f"it ran out: {said}",
@@ -177,7 +177,11 @@ def take_buffers() -> None:
     import numpy as np
     from scipy.linalg.blas import dgemm
 
+    from auditor.scoring.threads import allowed_cores
+
+    n_threads = int(os.environ.get("OMP_NUM_THREADS") or allowed_cores())
+
     square = np.ones((512, 512))
     for product in (np.matmul, lambda a, b: dgemm(1.0, a, b)):
-        mmap.mmap(-1, BUFFER_BYTES * (os.cpu_count() or 1)).close()
+        mmap.mmap(-1, BUFFER_BYTES * n_threads).close()
         product(square, square)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from auditor.config import AuditConfig
 from auditor.environment import installed
-from auditor.files import written_whole
+from auditor.files import sha256_of, written_whole
 from auditor.scoring.encode import Encoder
 from auditor.store import DIGITS, digest
 
@@ -117,7 +117,7 @@ def about(config: AuditConfig, encoder: Encoder) -> str | None:
     if not all(path.is_file() for path in paths) or not tokenizer.is_fast:
         return None
     try:
-        sources = [[path.suffix.lower(), _sha256(path)] for path in paths]
+        sources = [[path.suffix.lower(), sha256_of(path)] for path in paths]
     except OSError:  # reading it will say what is wrong
         return None
     return digest(
@@ -135,11 +135,6 @@ def about(config: AuditConfig, encoder: Encoder) -> str | None:
             "libraries": {name: installed(name) for name in LIBRARIES},
         }
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def packed(reading: Reading, key: str) -> bytes:
@@ -185,7 +180,7 @@ def kept(folder: Path, key: str) -> Reading | None:
 
 def _whole_table(path: Path, key: str) -> pa.Table | None:
     try:
-        if not path.stem.endswith(f"-{_sha256(path)[:DIGITS]}"):
+        if not path.stem.endswith(f"-{sha256_of(path)[:DIGITS]}"):
             return None
         with pq.ParquetFile(path) as opened:
             table = opened.read(use_threads=False)

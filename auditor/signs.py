@@ -22,7 +22,7 @@ from datetime import timedelta
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
-from auditor.errors import RankError
+from auditor.errors import RankError, first_line
 
 if TYPE_CHECKING:
     from torch.distributed import PrefixStore  # type: ignore[attr-defined] # torch forgets to say so
@@ -57,7 +57,9 @@ class Signs:
         self._failed = False
         self._over = False
         self._news = Event()
-        self._beat = Thread(target=self._work, name="signs-of-life", daemon=True)
+        # A store's calls take turns: one that waits must not hold up the signs.
+        own = _connected()
+        self._beat = Thread(target=self._work, args=(own,), name="signs-of-life", daemon=True)
         self._beat.start()
 
     def doing(self, what: str, *, counts: bool) -> None:
@@ -180,7 +182,7 @@ class Signs:
         return error
 
     def _store_is_gone(self, error: Exception) -> RankError:
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        said = first_line(error)
         return RankError(
             "the process that holds the run together (rank 0, or its launcher) must be there",
             seen=f"rank {self.rank} on {socket.gethostname()} cannot reach it: {said}",
@@ -188,11 +190,9 @@ class Signs:
             "processes: every finished shard is kept",
         )
 
-    def _work(self) -> None:
+    def _work(self, store: "PrefixStore") -> None:
         """Show a sign at every change of stage and from time to time, over an own connection."""
-        # A store's calls take turns: one that waits must not hold up the signs.
         try:
-            store = _connected()
             host = socket.gethostname()
             while not self._over:
                 self._news.clear()

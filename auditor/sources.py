@@ -3,8 +3,8 @@
 A million records must not be a million strings in memory on every process. So a source is passed
 through once, each row with its position (a byte offset in a text file, a row number elsewhere), and
 later only the rows that are wanted are read again; those of a Parquet file from its decoded columns
-where memory allows. Nothing is cached on disk: the loaders of the datasets library would copy a
-file's text into its cache.
+where memory allows. Nothing of a file is cached on disk: the loaders of the datasets library would
+copy its text into their cache, as they do with what they download by an id.
 """
 
 import logging
@@ -17,7 +17,8 @@ from tempfile import mkdtemp
 from typing import Any, Protocol
 
 from auditor.config import Source
-from auditor.errors import RecordsError
+from auditor.errors import RecordsError, first_line
+from auditor.memory import ran_out
 from auditor.textfiles import Delimited, JsonArray, JsonLines, Placed, Row
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -197,7 +198,8 @@ class DataSet:
         folder = Path(source.path)
         saved = any((folder / name).is_file() for name in SAVED)
         if folder.exists() and not saved:
-            # The library copies what it reads into its cache, where text must not stay.
+            # The library copies what it reads into its cache, where text must not stay. (What it
+            # downloads by an id is its own affair: it would be downloaded anew for every run.)
             self._cache = mkdtemp(prefix="compleak-")
             weakref.finalize(self, shutil.rmtree, self._cache, ignore_errors=True)
         try:
@@ -213,9 +215,11 @@ class DataSet:
                     )
                 )
         except Exception as error:  # the library raises errors of many others
+            if ran_out(error):
+                raise
             raise RecordsError(
                 f"{source.path} must be a file or a data set that can be loaded",
-                seen=str(error).strip().splitlines()[0],
+                seen=first_line(error),
                 fix="give the path of a .jsonl, .json, .csv or .parquet file",
             ) from error
         if self._cache is not None:

@@ -20,13 +20,7 @@ from auditor.compress.cache import Cache, fingerprint_of
 from auditor.compress.checkpoint import CompressedModel, Placement, open_checkpoint
 from auditor.compress.entries import MANIFEST, Entry
 from auditor.compress.saved import UnfitError, form_of
-from tests.cache_cases import (
-    VARIANT,
-    cached,
-    digest,
-    processes,
-    state,
-)
+from tests.cache_cases import VARIANT, cached, digest, processes, state
 from tests.conftest import needs
 from tests.families import CPU, make, tiny_calibration
 from tests.tiny import save, tiny_model
@@ -194,6 +188,8 @@ def test_whatever_determines_the_weights_makes_another_entry(
         found = fingerprint_of(checkpoint, parse_variant(variant), placement, calibration)
         return entries.named(root, "x", found).name
 
+    # There need be no GPU here to have a name.
+    monkeypatch.setattr("auditor.compress.cache.device_name", lambda d: d.partition(":")[0])
     names = [
         name(),
         name(model=other),
@@ -211,10 +207,10 @@ def test_whatever_determines_the_weights_makes_another_entry(
                 "auditor.compress.cache.installed", lambda n, old=library: "1" if n == old else "0"
             )
             names.append(name())
-    monkeypatch.setattr("auditor.compress.cache.CACHE_VERSION", 0)
-    names.append(name())
+    with monkeypatch.context() as patched:
+        patched.setattr("auditor.compress.cache.CACHE_VERSION", 0)
+        names.append(name())
     assert len(set(names)) == len(names)
-    monkeypatch.undo()
     # Which GPU of a machine it is made for, and where the texts lie, changes nothing.
     cuda = [name(placement=Placement(f"cuda:{n}", torch.float32)) for n in (1, 2)]
     renamed = Calibration(texts.windows, texts.use.model_copy(update={"source": "y"}), texts=())

@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,17 @@ def test_processes_that_ask_at_once_make_it_once(model: Path, root: Path, tmp_pa
     found = [path.read_text().split() for path in tmp_path.glob("done-*")]
     assert sorted(told for _, told in found) == ["False", "True", "True"]
     assert {one for one, _ in found} == {digest(make(open_checkpoint(str(model)), VARIANT).model)}
+
+
+def test_the_lock_ends_with_its_block(root: Path) -> None:
+    entry = entries.Entry(root, "gptq-0123456789abcdef")
+    program = "from auditor.compress.entries import Entry; from pathlib import Path; "
+    program += f"print(Entry(Path({str(root)!r}), {entry.name!r}).locked_now() is not None)"
+
+    another = partial(subprocess.check_output, [sys.executable, "-c", program], text=True)
+    with entry.locked(lambda: None):
+        assert another() == "False\n"
+    assert another() == "True\n"
 
 
 @pytest.mark.parametrize("moment", ["making", "writing"])
@@ -353,9 +367,12 @@ def test_a_folder_that_holds_something_of_the_users_is_not_removed(
 ) -> None:
     cached(root, model)
     (entry_of(root).folder / "notes.txt").write_text("mine")
+    cached(root, model, "cluster:k=4")
     assert main(["cache", "prune", "--all"]) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: the cache")
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: the cache must hold nothing but")
+    # The others go all the same.
+    assert "removed cluster:k=4" in printed.out
     assert (entry_of(root).folder / "notes.txt").read_text() == "mine"
     # It is in the way of the entry, and stops nothing.
     assert not cached(root, model).from_cache

@@ -23,8 +23,8 @@ from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement
 from auditor.compress.entries import Entry, cache_folder, named
 from auditor.compress.make import compress
 from auditor.compress.saved import Form, Stored, UnfitError, form_of
-from auditor.compress.weights import first_line
-from auditor.environment import installed
+from auditor.environment import device_name, installed
+from auditor.errors import first_line
 
 if TYPE_CHECKING:
     from auditor.calibration import Calibration
@@ -53,7 +53,8 @@ def fingerprint_of(
         "variant": spec.canonical,
         "model": checkpoint.sha256,
         "dtype": str(placement.dtype).removeprefix("torch."),
-        "device": placement.device.partition(":")[0],
+        # Libraries choose their kernels, and with them how they pack, by the kind of GPU.
+        "device": device_name(placement.device),
         # The same token ids in other windows are another calibration.
         "calibration": calibration.use.sha256 if calibration is not None else None,
         "windows": list(calibration.windows.shape) if calibration is not None else None,

@@ -20,11 +20,10 @@ from auditor.compress.inside import must_be_inside, must_have_no_foreign_code
 from auditor.compress.kept import KEPT
 from auditor.compress.quiet import quiet_transformers
 from auditor.compress.weights import (
-    first_line,
     model_sha256,
     weight_files,
 )
-from auditor.errors import ModelError
+from auditor.errors import ModelError, first_line
 from auditor.memory import ran_out
 
 if TYPE_CHECKING:

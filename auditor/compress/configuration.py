@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auditor.compress.inside import foreign_code, must_have_no_foreign_code
-from auditor.compress.weights import first_line, read_json, some_files
-from auditor.errors import ModelError
+from auditor.compress.weights import read_json, some_files
+from auditor.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

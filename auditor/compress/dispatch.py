@@ -62,7 +62,7 @@ def load_placed(
             raise _no_folder(name, f"{gib(held_by_device(model)['disk'].n_bytes)} of its weights")
         if spread.gpus and placed and placed.isdisjoint(spread.gpus):
             raise _no_gpu(name, spread)
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C too must leave nothing there
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         if (refused := _refused(error, name, spread)) is not None:
@@ -104,7 +104,7 @@ def _own_folder(folder: Path) -> str:
 
 
 def _refused(
-    error: Exception, name: str, spread: Spread, *, label: str | None = None
+    error: BaseException, name: str, spread: Spread, *, label: str | None = None
 ) -> CompleakError | None:
     """What to say where transformers, or a library of quantized layers, would not offload.
 

@@ -21,12 +21,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import AcquireReturnProxy, BaseFileLock, FileLock, Timeout
 from pydantic import Field
 
 from auditor.compress.receipt import Part, Receipt
 from auditor.errors import StoreError
-from auditor.files import OWNER_ALONE, OWNERS_FOLDER, begin_file
+from auditor.files import OWNER_ALONE, OWNERS_FOLDER, begin_file, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,34 +147,31 @@ class Entry:
         """The file that is locked."""
         return self.root / f"{self.name}.lock"
 
-    def locked(self, waiting: Callable[[], None]) -> BaseFileLock:
+    def locked(self, waiting: Callable[[], None]) -> AcquireReturnProxy[BaseFileLock]:
         """Hold the lock: whoever makes or removes the entry must.
 
         Args:
             waiting: Called before waiting for another process that holds it.
 
         Returns:
-            The lock, which is released as a context manager.
+            A context manager whose end releases the lock. (The lock itself, as a context manager,
+            would take it once more and release that alone.)
 
         Raises:
             OSError: The cache cannot be written.
         """
-        lock = self.locked_now()
-        if lock is None:
-            waiting()
-            lock = self._lock()
-            lock.acquire()
-        return lock
+        if (held := self.locked_now()) is not None:
+            return held
+        waiting()
+        return self._lock().acquire()
 
-    def locked_now(self) -> BaseFileLock | None:
+    def locked_now(self) -> AcquireReturnProxy[BaseFileLock] | None:
         """The same, or None where another process holds it."""
         self.root.mkdir(mode=OWNERS_FOLDER, parents=True, exist_ok=True)
-        lock = self._lock()
         try:
-            lock.acquire(timeout=0)
+            return self._lock().acquire(timeout=0)
         except Timeout:
             return None
-        return lock
 
     def _lock(self) -> BaseFileLock:
         return FileLock(self.lock, mode=OWNER_ALONE)
@@ -205,7 +202,7 @@ class Entry:
         if not checked:
             return True
         try:
-            return all(_sha256(self.folder / n) == file.sha256 for n, file in found.files.items())
+            return all(sha256_of(self.folder / n) == file.sha256 for n, file in found.files.items())
         except OSError:
             return False
 
@@ -317,7 +314,7 @@ def _write_tensors(path: Path, group: "Mapping[str, Tensor]") -> File:
     save_file(dict(group), path)
     path.chmod(OWNER_ALONE)  # whatever the library did with the file that it was given
     _sync(path)
-    return File(n_bytes=path.stat().st_size, sha256=_sha256(path))
+    return File(n_bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -333,8 +330,3 @@ def _sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -36,8 +36,7 @@ from auditor.compress.observe import BATCH_TOKENS, decoder_blocks
 from auditor.compress.options import GptqOptions
 from auditor.compress.quiet import quietly
 from auditor.compress.replay import Call, record
-from auditor.compress.weights import first_line
-from auditor.errors import VariantError
+from auditor.errors import VariantError, first_line
 
 # The kernel that computes in the precision of the activations, for every number of bits.
 BACKEND = "gptq_torch"

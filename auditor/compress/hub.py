@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from auditor.compress.inside import must_be_inside, must_be_revision
-from auditor.compress.weights import first_line
-from auditor.errors import ModelError
+from auditor.errors import ModelError, first_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # A file within a model id, as GGUF files are published: several of them under one id.

@@ -14,9 +14,8 @@ from auditor.compress.checkpoint import (
     quantization_of,
 )
 from auditor.compress.receipt import UNTOUCHED, Receipt
-from auditor.compress.weights import first_line
 from auditor.environment import PeakMemory, installed
-from auditor.errors import VariantError
+from auditor.errors import VariantError, first_line
 from auditor.memory import ran_out
 
 if TYPE_CHECKING:

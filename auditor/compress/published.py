@@ -5,7 +5,6 @@ and HQQ checkpoints, GGUF files, and plain folders whose weights were pruned, cl
 receipt says what was found in the weights, not what the checkpoint says of itself.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from auditor.compress.quiet import quietly
 from auditor.compress.weights import weight_files
 from auditor.environment import installed
 from auditor.errors import ModelError
+from auditor.files import sha256_of
 
 MUST = "a published version must be a folder in the Hugging Face format, a .gguf file or a model id"
 
@@ -112,7 +112,7 @@ def identify(
     if form.kind == "gguf":
         gguf = open_gguf(name, form.weights[0])
         form = replace(form, method=gguf.method)
-        checkpoint = gguf_checkpoint(name, gguf, original, _sha256(gguf.path))
+        checkpoint = gguf_checkpoint(name, gguf, original, sha256_of(gguf.path))
         found = gguf.tokens
     else:
         args = {k: v for k, v in original.load_args.items() if k != "use_safetensors"}
@@ -205,8 +205,3 @@ def _tokens(checkpoint: Checkpoint, tokenizer: Any) -> dict[str, int] | None:  #
             tokenizer = load_tokenizer(checkpoint)
     found: dict[str, int] = tokenizer.get_vocab()
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,8 +17,7 @@ from auditor.compress.matrices import Matrix, embedding_weight, matrices, skelet
 from auditor.compress.measure import CHUNK, Ledger, OriginalWeights
 from auditor.compress.published_load import Loaded
 from auditor.compress.published_plain import findings
-from auditor.compress.weights import first_line
-from auditor.errors import ModelError, VariantError
+from auditor.errors import ModelError, VariantError, first_line
 
 # Correlation with the original's weights, of all together and of every matrix, below which they are
 # another model's. Measured on two models of 5M parameters: 2 bits 0.88, nine in ten zeroed by

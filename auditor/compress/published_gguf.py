@@ -24,8 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from auditor.artifacts.headers import Unsearchable, gguf_strings
 from auditor.compress.checkpoint import Checkpoint
 from auditor.compress.matrices import skeleton
-from auditor.compress.weights import first_line
-from auditor.errors import ModelError, VariantError
+from auditor.errors import ModelError, VariantError, first_line
 
 # What the library raises over a file that is not whole.
 MALFORMED = (ValueError, KeyError, IndexError, OSError, OverflowError, TypeError, AttributeError)

@@ -24,8 +24,8 @@ from auditor.compress.formats import Format
 from auditor.compress.matrices import skeleton
 from auditor.compress.measure import held_tensors
 from auditor.compress.quiet import quiet_transformers, quietly
-from auditor.compress.weights import first_line, weight_files
-from auditor.errors import ModelError, VariantError
+from auditor.compress.weights import weight_files
+from auditor.errors import ModelError, VariantError, first_line
 from auditor.memory import ran_out
 
 if TYPE_CHECKING:

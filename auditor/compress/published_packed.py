@@ -22,8 +22,8 @@ from auditor.compress.formats import AWQ_BITS, Format
 from auditor.compress.matrices import skeleton
 from auditor.compress.measure import CHUNK
 from auditor.compress.quiet import quietly
-from auditor.compress.weights import first_line, weight_files
-from auditor.errors import ModelError
+from auditor.compress.weights import weight_files
+from auditor.errors import ModelError, first_line
 
 WORD = 32
 # The tensor by which a packed module is known.

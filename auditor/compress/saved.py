@@ -19,7 +19,8 @@ from torch import Tensor
 from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement, load_model
 from auditor.compress.measure import parameter_of, stored_dtype
 from auditor.compress.receipt import Receipt
-from auditor.compress.weights import first_line
+from auditor.errors import first_line
+from auditor.memory import ran_out
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -146,7 +147,9 @@ def _with_packed(checkpoint: Checkpoint, placement: Placement, stored: Stored) -
             _fill(model, stored)
             model = quantizer.post_init_model(model)
             without_compiler(model)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:  # of the library
+    except Exception as error:  # the library raises whatever another machine's layers provoke
+        if ran_out(error) or isinstance(error, UnfitError):
+            raise
         raise UnfitError(first_line(error)) from error
     # What the library leaves on a model that it has just quantized, and saving looks for.
     model.is_quantized, model.quantization_method = True, quantizer.quant_method

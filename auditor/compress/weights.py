@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from auditor.errors import ModelError
+from auditor.errors import ModelError, first_line
 
 # Shards are called model-00001-of-00002.safetensors and the like.
 SHARD = re.compile(r"[\w-][\w.=+-]{0,199}")
@@ -101,11 +101,6 @@ def some_files(path: Path) -> str:
     """The first names in a folder, for an error message."""
     names = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "no files"
-
-
-def first_line(error: BaseException | None) -> str:
-    """The first line of what an error says, or its class where it says nothing."""
-    return next(iter(str(error or "nothing").strip().splitlines()), type(error).__name__)
 
 
 def model_sha256(path: Path, weights: list[Path]) -> str:

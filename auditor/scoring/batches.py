@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from auditor.compress.kept import give_up
-from auditor.errors import ModelError
+from auditor.errors import ModelError, first_line
 from auditor.memory import ran_out
 from auditor.scoring.encode import Encoded
 from auditor.scoring.threads import allowed_cores
@@ -120,10 +120,6 @@ def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
 def run_in_batches(
     records: Sequence[Encoded],
     budget: Budget,
@@ -152,7 +148,7 @@ def run_in_batches(
             if len(batch) == 1 and not is_freed:
                 raise ModelError(
                     "one record at a time must fit into memory",
-                    seen=f"a record of {longest + 1} tokens did not: {_first_line(error)}",
+                    seen=f"a record of {longest + 1} tokens did not: {first_line(error)}",
                     fix="lower --max-length, choose --dtype bfloat16, or a device with more memory",
                 ) from error
             if not is_freed:

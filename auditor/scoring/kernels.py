@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from auditor.errors import first_line
 from auditor.scoring.statistics import Head, Sums, TokenStatistics, statistics_of_sums
 
 
@@ -205,7 +206,7 @@ def _works(device: torch.device) -> bool:
     try:
         found = fused_statistics(hidden, targets, head=Head(weight))
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         warnings.warn(f"scoring without the GPU kernel, which did not run: {reason}", stacklevel=2)
         return False
     logp = (hidden.float() @ weight.float().T).bfloat16().double().log_softmax(dim=1)

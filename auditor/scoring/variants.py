@@ -104,6 +104,16 @@ def make(plan: Pass) -> Made:
     return Made(variant, time.perf_counter() - begin)
 
 
+def _made(
+    plan: Pass, making: Callable[[Pass], Made]
+) -> tuple[CompressedModel | None, float, float, str | None]:
+    """What `making` gives, or why that cannot be."""
+    try:
+        return (*making(plan), None)
+    except BrokenVariantError as error:
+        return None, 0.0, 0.0, f"{error.must}: {error.seen}"
+
+
 def score_variant(
     plan: Pass,
     records: "Records",
@@ -141,10 +151,11 @@ def score_variant(
         display.finish("stored")
         return looked.manifest, nothing_run(plan.name)
     ranks.doing(f"making {plan.name}")
-    try:
-        made, seconds, hidden_s = making(plan)
-    except BrokenVariantError as error:
-        manifest = _finish(plan, None, [f"{error.must}: {error.seen}"], ranks)
+    made, seconds, hidden_s, impossible = _made(plan, making)
+    # All take the same way from here, whoever of them could not make it.
+    reasons = [reason for reason in ranks.tell_all(impossible) if reason]
+    if made is None or reasons:
+        manifest = _finish(plan, None, reasons, ranks)
         display.finish("left out")
         return manifest, nothing_run(plan.name)
     compress_s = seconds - made.load_s
@@ -179,6 +190,8 @@ def score_variant(
     # The next version must find the memory that this one had.
     del made
     empty_devices()
+    # Every shard is read once more: no batch tells any longer that this process lives.
+    ranks.doing(f"looking through the scores of {plan.name}")
     reasons = [reason for reason in ranks.tell_all(broken) if reason]
     manifest = _finish(plan, receipt, reasons, ranks)
     display.finish("broken" if reasons else "done")

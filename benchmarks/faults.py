@@ -219,7 +219,7 @@ def memory(bench: Bench, n: int) -> list[Row]:
     from auditor.environment import _status_bytes
 
     held = _status_bytes("VmSize")
-    more = [int(held + (i + 1) * 60 * 2**20) for i in range(n)]
+    more = [int(held + (i + 1) * 25 * 2**20) for i in range(n)]
     limits: list[dict[str, object]] = [{"limits": {resource.RLIMIT_AS: size}} for size in more]
     return [starve(bench, "out of memory (RLIMIT_AS)", limits)]
 

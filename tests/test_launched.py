@@ -131,10 +131,10 @@ def test_memory_that_runs_out_is_one_error(given: Path) -> None:
     assert "Traceback" not in found.stderr
 
 
-def test_what_was_killed_stopped_or_damaged_goes_on_to_the_same_files() -> None:
-    """The benchmark of faults, few moments of each; its exit code says whether all was mended."""
+def test_what_was_killed_goes_on_to_the_same_files() -> None:
+    """The benchmark of faults, one moment of each; its exit code says whether all was mended."""
     found = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults", "--moments", "1", "--only", "kill,damage"],
+        [sys.executable, "-m", "benchmarks.faults", "--moments", "1", "--only", "kill"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -7,7 +7,6 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from auditor.errors import CompleakError, ConfigError
 from auditor.flags import with_flags
 from auditor.listings import cache, listing
 from auditor.memory import shortage_is_said
-from auditor.report.progress import Display, DisplayKind
+from auditor.report.progress import Display, DisplayKind, Tell
 from auditor.stopping import Stopped, stopped_by_signals
 
 # How long a process that leaves the word to another one waits for it at most.
@@ -329,7 +328,7 @@ def _card_and_show(run: Path, **given: Any) -> None:  # noqa: ANN401
     print(written.diff or "nothing to change")
 
 
-def _teller(kind: DisplayKind) -> Callable[[str], None]:
+def _teller(kind: DisplayKind) -> Tell:
     if kind == "none":
         return lambda _: None
     from auditor.report.harmless import say

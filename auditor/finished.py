@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from auditor.config import AuditConfig
-from auditor.errors import CompleakError, StoreError
+from auditor.errors import CompleakError, StoreError, first_line
 from auditor.records import records_sha256
 from auditor.results import SCHEMA_VERSION, AuditResult
 from auditor.results.whole import fault, finite
@@ -89,7 +89,7 @@ class Finished:
         except (ValidationError, CompleakError) as error:
             raise StoreError(
                 f"{self.folder / 'audit.json'} must hold a configuration of this version",
-                seen=first_line(error),
+                seen=complaint(error),
                 fix=AGAIN,
             ) from error
 
@@ -107,7 +107,7 @@ def read_result(path: Path) -> AuditResult:
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(
             f"{path} must be the result of an audit by this version",
-            seen=first_line(error),
+            seen=complaint(error),
             fix=AGAIN,
         ) from error
     if (seen := fault(result)) is not None:
@@ -240,7 +240,7 @@ def _read_table(path: Path) -> pa.Table:
         table = pq.read_table(path, columns=[*keys, *attacks], use_threads=False)
         table.validate(full=True)  # Arrow believes that a text of a file is UTF-8
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise not_whole(path.parent, first_line(error)) from error
+        raise not_whole(path.parent, complaint(error)) from error
     if gaps := [name for name in keys if table[name].null_count]:
         raise not_whole(path.parent, f"column {gaps[0]} has gaps")
     return table
@@ -299,10 +299,10 @@ def not_whole(folder: Path, seen: str) -> StoreError:
     return StoreError(must, seen=seen, fix=AGAIN)
 
 
-def first_line(error: Exception) -> str:
+def complaint(error: Exception) -> str:
     """What is wrong, in one line; of a schema's many complaints the first."""
     if isinstance(error, ValidationError):
         first: Any = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         return f"{place}: {first['msg']}" if place else str(first["msg"])
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)

@@ -156,10 +156,9 @@ def shortage_is_said() -> Iterator[None]:
     except Exception as error:
         if not ran_out(error):
             raise
-        said = first_line(error)
         raise ShortageError(
             "memory must be enough for the audit",
-            seen=f"it ran out: {said}",
+            seen=f"it ran out: {first_line(error)}",
             fix="free some, raise the limit of this job, or choose --dtype bfloat16, a lower "
             "--batch-size or fewer variants; the same command goes on: all that was stored is kept",
         ) from error
@@ -176,11 +175,9 @@ def take_buffers() -> None:
     """
     import numpy as np
     from scipy.linalg.blas import dgemm
+    from threadpoolctl import threadpool_info
 
-    from auditor.scoring.threads import allowed_cores
-
-    n_threads = int(os.environ.get("OMP_NUM_THREADS") or allowed_cores())
-
+    n_threads = max((library["num_threads"] for library in threadpool_info()), default=1)
     square = np.ones((512, 512))
     for product in (np.matmul, lambda a, b: dgemm(1.0, a, b)):
         mmap.mmap(-1, BUFFER_BYTES * n_threads).close()

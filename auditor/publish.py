@@ -8,7 +8,7 @@ whole and is what its receipt says.
 import gc
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from auditor.compress.receipt import Receipt
 from auditor.config import CompressConfig
 from auditor.errors import ModelError, StoreError, VariantError
 from auditor.files import cannot_write, write_text
+from auditor.report.progress import Tell
 from auditor.rows import RowReader
 from auditor.sources import open_source
 
@@ -47,8 +48,6 @@ COPIED = (
 # in the same precision can make: kernels that split their sums otherwise.
 PROBE_TOKENS = 24
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
-
-Tell = Callable[[str], None]
 
 
 def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:

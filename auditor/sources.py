@@ -155,7 +155,7 @@ def _readable(path: Path) -> Iterator[None]:
     except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
         raise RecordsError(
             f"{path} must be a Parquet file whose every row can be read",
-            seen=next(iter(str(error).splitlines()), type(error).__name__),
+            seen=first_line(error),
             fix="write it again, with the columns that are needed alone",
         ) from None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from auditor.compress import COMPRESSORS, VariantSpec
-from auditor.compress.cache import Cache, Tell
+from auditor.compress.cache import Cache
 from auditor.compress.checkpoint import (
     Checkpoint,
     CompressedModel,
@@ -24,6 +24,7 @@ from auditor.compress.options import CheckpointOptions
 from auditor.config import AuditConfig
 from auditor.environment import installed, place
 from auditor.errors import ConfigError
+from auditor.report.progress import Tell
 from auditor.results import ModelIdentity
 from auditor.scoring.encode import Encoder
 from auditor.scoring.variants import Pass

@@ -125,23 +125,49 @@ def counted(codes: list[int]) -> str:
     return ", ".join(f"{code} ({codes.count(code)})" for code in sorted(set(codes)))
 
 
+class Tally:
+    """Runs that something befell, and what became of them.
+
+    Args:
+        fault: What it was.
+    """
+
+    def __init__(self, fault: str) -> None:
+        self._fault = fault
+        self._codes: list[int] = []
+        self._n_clean = self._n_equal = 0
+
+    def add(self, ran: Ran, how: object, *, rank: int = 0) -> None:
+        """Count a run; `how` it was disturbed is shown where it was not clean."""
+        self._codes.append(ran.codes[rank])
+        self._n_clean += ran.is_clean
+        if not ran.is_clean:
+            said = [text[-1500:] for text in ran.printed]
+            print(f"!! {self._fault}, {how}: {said}", file=sys.stderr)
+
+    def mended(self, is_equal: bool) -> None:
+        """Count how it ended when it was given again."""
+        self._n_equal += is_equal
+
+    def row(self, note: str = "") -> Row:
+        """Its line of the table."""
+        n = len(self._codes)
+        return Row(self._fault, n, counted(self._codes), self._n_clean, self._n_equal, note)
+
+
 def signals(bench: Bench, fault: str, number: int, n: int, *, world: int, rank: int) -> Row:
     """A signal at random moments; given again on one, two or three processes in turn."""
-    codes, clean, equal, kept = [], 0, 0, []
+    tally, kept = Tally(fault), []
     n_shards = sum(name.endswith(".parquet") and "shard-" in name for name in bench.expected)
     for turn in range(n):
         with bench.output() as output:
             whole = bench.alone_s if world == 1 else bench.together_s
             moment = Disturbance(bench.moment(whole), number, rank)
             ran = bench.audit(output, world=world, disturbance=moment)
-            codes.append(ran.codes[rank])
-            clean += ran.is_clean
+            tally.add(ran, moment, rank=rank)
             kept.append(kept_share(output, n_shards))
-            if not ran.is_clean:
-                print(f"!! {fault} at {moment}: {ran.printed}", file=sys.stderr)
-            equal += bench.is_mended(output, world=(1, 2, 3)[turn % 3])
-    note = f"{100 * sum(kept) / len(kept):.0f}% of the shards were kept on average"
-    return Row(fault, n, counted(codes), clean, equal, note)
+            tally.mended(bench.is_mended(output, world=(1, 2, 3)[turn % 3]))
+    return tally.row(f"{100 * sum(kept) / len(kept):.0f}% of the shards were kept on average")
 
 
 def kills(bench: Bench, n: int) -> list[Row]:
@@ -164,18 +190,14 @@ def stops(bench: Bench, n: int) -> list[Row]:
 
 def starve(bench: Bench, fault: str, outputs: list[dict[str, object]]) -> Row:
     """The same with less and less of something; `outputs` are further arguments of each run."""
-    codes, clean, equal, said = [], 0, 0, set()
+    tally, said = Tally(fault), set()
     for more in outputs:
         with bench.output() as output:
             ran = bench.audit(output, **more)
-            codes.append(ran.codes[0])
-            clean += ran.is_clean
-            if not ran.is_clean:
-                print(f"!! {fault} {more}: {ran.printed[0][-1500:]}", file=sys.stderr)
+            tally.add(ran, more)
             said |= {line.strip() for line in ran.printed[0].splitlines() if "seen:" in line}
-            equal += bench.is_mended(output)
-    note = "; ".join(sorted(said)[:2])
-    return Row(fault, len(outputs), counted(codes), clean, equal, note[:160])
+            tally.mended(bench.is_mended(output))
+    return tally.row("; ".join(sorted(said)[:2])[:160])
 
 
 def disk(bench: Bench, n: int) -> list[Row]:
@@ -189,7 +211,7 @@ def disk(bench: Bench, n: int) -> list[Row]:
             [{"limits": {resource.RLIMIT_FSIZE: size}} for size in sizes],
         )
     ]
-    codes, clean, equal = [], 0, 0
+    tally = Tally("disk full (tmpfs), then room is made")
     total = sum(path.stat().st_size for path in (bench.folder / "undisturbed").rglob("*"))
     for _ in range(n):
         with bench.output() as output:
@@ -201,17 +223,13 @@ def disk(bench: Bench, n: int) -> list[Row]:
                 return rows
             try:
                 ran = bench.audit(output / "run")
-                codes.append(ran.codes[0])
-                clean += ran.is_clean
-                if not ran.is_clean:
-                    print(f"!! disk full at {size}: {ran.printed[0][-1500:]}", file=sys.stderr)
+                tally.add(ran, size)
                 grow = ["mount", "-o", f"remount,size={10 * total}", str(output)]
                 subprocess.run(grow, check=True)
-                equal += bench.is_mended(output / "run")
+                tally.mended(bench.is_mended(output / "run"))
             finally:
                 subprocess.run(["umount", str(output)], check=True)
-    rows.append(Row("disk full (tmpfs), then room is made", n, counted(codes), clean, equal))
-    return rows
+    return [*rows, tally.row()]
 
 
 def memory(bench: Bench, n: int) -> list[Row]:

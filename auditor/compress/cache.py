@@ -11,7 +11,6 @@ once.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from auditor.compress.make import compress
 from auditor.compress.saved import Form, Stored, UnfitError, form_of
 from auditor.environment import device_name, installed
 from auditor.errors import first_line
+from auditor.report.progress import Tell
 
 if TYPE_CHECKING:
     from auditor.calibration import Calibration
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 CACHE_VERSION = 1
 # What can go wrong between a version and its files.
 FAILURES = (OSError, SafetensorError, UnfitError)
-
-Tell = Callable[[str], None]
 
 
 def fingerprint_of(

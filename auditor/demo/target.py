@@ -8,7 +8,7 @@ earnest. `target.json` is written last: a target without it is made again.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from transformers.utils import logging
 from auditor.demo.letters import letters
 from auditor.errors import StoreError
 from auditor.files import write_text
+from auditor.report.progress import Tell
 
 END = "<|end|>"
 MARK = ".demo"
 IGNORED = -100
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)

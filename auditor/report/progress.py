@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
@@ -20,6 +21,8 @@ from rich.text import Text
 from auditor.report.plain import printable, visible
 
 DisplayKind = Literal["rich", "plain", "none"]
+# Told a line at a time.
+Tell = Callable[[str], None]
 
 
 class Display(Protocol):

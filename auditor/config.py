@@ -12,17 +12,22 @@ Nothing heavy is imported here: `compleak-llm --help` must answer at once.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from auditor.compress import VariantSpec, parse_variant, parse_variants
-from auditor.devices import parse_max_memory
+from auditor.compress import VariantSpec, parse_variants
 from auditor.errors import ConfigError, unknown
+from auditor.shared_config import (
+    DTYPES,
+    CompressConfig,
+    Frozen,
+    OfModel,
+    Shared,
+    Source,
+    SourceField,
+)
 from auditor.spellings import (
-    MODEL_ARGS,
     Control,
     Setting,
-    parse_model_args,
-    parse_source,
     split_controls,
     split_labels,
     split_names,
@@ -30,116 +35,19 @@ from auditor.spellings import (
     split_variants,
 )
 
+__all__ = [
+    "DTYPES",
+    "AuditConfig",
+    "CompressConfig",
+    "Frozen",
+    "OfModel",
+    "Shared",
+    "Source",
+    "SourceField",
+]
+
 Learner = Literal["logistic", "trees"]
 Trained = Literal["crossfit", "shadow"]
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-class Frozen(BaseModel):
-    """Base of the configuration: immutable, and a key that is not known is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Source(Frozen):
-    """Where records come from: a file, or a data set in the words of `datasets.load_dataset`.
-
-    As a flag or in a recipe it is one string, `PATH[,name=...][,split=...][,revision=...]`.
-    """
-
-    path: str = Field(min_length=1)
-    name: str | None = None
-    split: str | None = None
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        keys = ((key, getattr(self, key)) for key in ("name", "split", "revision"))
-        return ",".join([self.path, *(f"{key}={value}" for key, value in keys if value)])
-
-
-SourceField = Annotated[Source, BeforeValidator(parse_source)]
-
-
-class Shared(Frozen):
-    """What an audit and the making of one variant have in common."""
-
-    model: str = Field(
-        description="The checkpoint: a folder in the Hugging Face format, or a model id. "
-        "(In lm-evaluation-harness --model is a backend; here it is the checkpoint.)",
-        min_length=1,
-    )
-    model_args: Annotated[dict[str, str], BeforeValidator(parse_model_args)] = Field(
-        default_factory=dict,
-        description=f"key=value,...; keys: {', '.join(MODEL_ARGS)}.",
-    )
-    members: SourceField | None = Field(
-        None,
-        description="Records that the model was trained on: a .jsonl, .json, .csv or .parquet "
-        "file, or a data set as PATH[,name=..][,split=..][,revision=..].",
-    )
-    nonmembers: SourceField | None = Field(
-        None, description="Records of the same kind that the model never saw; spelled as --members."
-    )
-    text_column: str = Field("text", description="Column that holds the text of a record.")
-    messages_column: str = Field(
-        "messages",
-        description="Column that holds a conversation; used where there is no text column.",
-    )
-    prompt_column: str = Field("prompt", description="Column of the prompt, which is not scored.")
-    completion_column: str = Field("completion", description="Column of the scored completion.")
-    calibration: SourceField | None = Field(
-        None,
-        description="Texts that GPTQ, Wanda and SparseGPT look at, neither members nor nonmembers; "
-        "spelled as --members. Left out: a third set that lies with the records, if there is one.",
-    )
-    calibration_samples: int = Field(
-        128, ge=1, description="Windows of tokens that are cut from the calibration texts."
-    )
-    calibration_tokens: int = Field(512, ge=2, description="Tokens in each of these windows.")
-    allow_calibration_on_members: bool = Field(
-        False,
-        description="Calibrate on texts that are members or nonmembers, to ask what that leaks.",
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="auto: the checkpoint's own where the device multiplies in it (a GPU; bfloat16 "
-        "on a CPU that has it), else float32.",
-    )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    device_map: Literal["single", "auto"] = Field(
-        "single",
-        description="single: the whole model on one device; auto: over all GPUs, then in memory, "
-        "then on disk, for a model that no single device holds.",
-    )
-    max_memory: Annotated[dict[str, str], BeforeValidator(parse_max_memory)] = Field(
-        default_factory=dict,
-        description="What --device-map auto may take for weights, as 0=20GiB,1=20GiB,cpu=60GiB; "
-        "devices that are not named are not used. All that is free, less some room, if left out.",
-    )
-    offload_folder: str | None = Field(
-        None, description="Let --device-map auto read from disk what fits nowhere else; a folder."
-    )
-    seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
-    trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the checkpoint."
-    )
-    allow_pickle: bool = Field(
-        False, description="Read weights that are only there as pickle (torch.load, weights_only)."
-    )
-
-
-class CompressConfig(Shared):
-    """One variant, to be written as a folder that loads anywhere."""
-
-    variant: Annotated[str, BeforeValidator(lambda value: parse_variant(str(value)).label)] = Field(
-        description="The variant, name[:key=value,...]; `compleak-llm list variants` shows them."
-    )
-    out: str = Field(description="Folder to write; it must not be there yet.", min_length=1)
-
-    @property
-    def spec(self) -> VariantSpec:
-        """The variant, parsed."""
-        return parse_variant(self.variant)
 
 
 class AuditConfig(Shared):

@@ -7,10 +7,10 @@ from typing import Annotated, Literal, get_args, get_origin
 from cyclopts import Parameter
 from pydantic_core import PydanticUndefined
 
-from auditor.config import Shared
+from auditor.config import OfModel
 
 
-def _flags(config: type[Shared]) -> list[inspect.Parameter]:
+def _flags(config: type[OfModel]) -> list[inspect.Parameter]:
     """One keyword parameter for every field of a configuration, None where it was not given."""
     parameters = []
     for name, field in config.model_fields.items():
@@ -38,7 +38,7 @@ def _shown(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def with_flags(function: Callable[..., None], config: type[Shared]) -> Callable[..., None]:
+def with_flags(function: Callable[..., None], config: type[OfModel]) -> Callable[..., None]:
     """A command that takes every field of a configuration as a flag, beside its own."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from auditor.config import AuditConfig, CompressConfig, Shared
+from auditor.config import AuditConfig, CompressConfig, OfModel
 from auditor.errors import ConfigError, unknown
 
-Config = TypeVar("Config", bound=Shared)
+Config = TypeVar("Config", bound=OfModel)
 
 # What lets a checkpoint's own code or pickles be read is for whoever runs a recipe to say.
 BY_HAND = ("trust_remote_code", "allow_pickle")

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from auditor.config import Shared
+from auditor.config import OfModel
 from auditor.errors import RecordsError
 from auditor.scoring.encode import RecordText
 from auditor.textfiles import Placed, Row
@@ -24,7 +24,7 @@ class RowReader:
         label_column: The column that tells members from nonmembers, where they share a source.
     """
 
-    def __init__(self, config: Shared, tokenizer: Any, *, label_column: str = "label") -> None:  # noqa: ANN401
+    def __init__(self, config: OfModel, tokenizer: Any, *, label_column: str = "label") -> None:  # noqa: ANN401
         self._config = config
         self._tokenizer = tokenizer
         self._label_column = label_column

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from auditor import cli
+from auditor import cli, commands
 from auditor.attacks import ATTACKS
 from auditor.compress import COMPRESSORS
 from auditor.recipes import configure
@@ -32,9 +32,12 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 def test_commands_are_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line is parsed by the program itself; only what they ask for is not carried out."""
     seen = []
-    for command in ("audit", "compress", "release", "compare", "report", "card"):
-        name = f"_{command}_and_show"
-        monkeypatch.setattr(cli, name, lambda *given, **_: seen.append(given))
+    for module, names in (
+        (cli, ("_audit_and_show", "_compress_and_show", "report_and_show")),
+        (commands, ("_release_and_show", "_compare_and_show", "report_and_show", "_card_and_show")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *given, **_: seen.append(given))
     monkeypatch.setattr("auditor.demo.target.make_target", lambda *_, **__: None)
     lines = [line for line in shell_lines() if line.startswith("compleak-llm")]
     assert len(lines) >= 2

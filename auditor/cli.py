@@ -20,6 +20,7 @@ from auditor.listings import cache, listing
 from auditor.memory import shortage_is_said
 from auditor.report.progress import Display, DisplayKind, Tell
 from auditor.stopping import Stopped, stopped_by_signals
+from auditor.targets.config import TrainConfig
 
 # How long a process that leaves the word to another one waits for it at most.
 LINGER_S = 5.0
@@ -120,6 +121,40 @@ def _compress_and_show(config: CompressConfig, display: DisplayKind) -> None:
         print_table(receipt_table(receipt))
 
 
+def run_train(
+    *,
+    display: DisplayKind = "rich",
+    **given: Any,  # noqa: ANN401 - typed by the fields of TrainConfig
+) -> None:
+    """Train a target with known membership: half of the data by a coin for each record.
+
+    Parameters
+    ----------
+    display
+        rich or plain: say what goes on; none: nothing but errors.
+    """
+    from auditor.recipes import validated
+
+    _train_and_show(
+        validated(TrainConfig, {k: v for k, v in given.items() if v is not None}), display
+    )
+
+
+def _train_and_show(config: TrainConfig, kind: DisplayKind) -> None:
+    from auditor.dist import processes
+    from auditor.targets.make import train
+
+    is_main = processes().is_main
+    targets = train(config, tell=_teller(kind))
+    if is_main and kind != "none":
+        from auditor.report.catalogue import print_table
+        from auditor.targets.shown import next_commands, target_table
+
+        for target in targets:
+            print_table(target_table(target))
+        _teller(kind)(next_commands(targets, config))
+
+
 @app.command
 def demo(
     *,
@@ -181,6 +216,7 @@ def schema() -> None:
 
 app.command(with_flags(run_audit, AuditConfig), name="audit")
 app.command(with_flags(run_compress, CompressConfig), name="compress")
+app.command(with_flags(run_train, TrainConfig), name="train")
 
 
 def _say_error(error: Exception) -> None:

@@ -176,30 +176,16 @@ class PeakMemory:
         self.peak_bytes = max(0, found - self._begin)
 
 
-def place(config: Shared, checkpoint_dtype: "torch.dtype | str | None") -> "Placement":
-    """Where models go and in which precision; torch is given the threads that it may use.
-
-    Args:
-        config: Its `device`, `device_map` and `dtype` (or `--model-args dtype=`) decide.
-        checkpoint_dtype: What the checkpoint is stored in, for `auto` on a GPU.
+def device_of(device: str) -> str:
+    """What `--device` means here: "cpu", or "cuda:N" with the device of this process.
 
     Raises:
-        ConfigError: A device that this machine lacks, an unknown dtype, or a way of running in
-            parallel that an audit cannot use.
+        ConfigError: A device that this machine lacks.
     """
     import torch
 
-    from auditor.compress.checkpoint import Placement
-    from auditor.devices import must_be_supported, settle
     from auditor.dist import processes
-    from auditor.scoring.threads import set_threads
 
-    must_be_supported(config)
-    set_threads()
-    device, spread = config.device, None
-    if config.device_map == "auto":
-        spread = settle(config)
-        device = spread.main
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device != "cpu" and not device.startswith("cuda"):
@@ -217,6 +203,33 @@ def place(config: Shared, checkpoint_dtype: "torch.dtype | str | None") -> "Plac
         number = device.partition(":")[2]
         if not number.isdigit() or int(number) >= count:
             raise ConfigError(f"--device cuda:N needs N below {count} on this machine", seen=device)
+    return device
+
+
+def place(config: Shared, checkpoint_dtype: "torch.dtype | str | None") -> "Placement":
+    """Where models go and in which precision; torch is given the threads that it may use.
+
+    Args:
+        config: Its `device`, `device_map` and `dtype` (or `--model-args dtype=`) decide.
+        checkpoint_dtype: What the checkpoint is stored in, for `auto` on a GPU.
+
+    Raises:
+        ConfigError: A device that this machine lacks, an unknown dtype, or a way of running in
+            parallel that an audit cannot use.
+    """
+    import torch
+
+    from auditor.compress.checkpoint import Placement
+    from auditor.devices import must_be_supported, settle
+    from auditor.scoring.threads import set_threads
+
+    must_be_supported(config)
+    set_threads()
+    device, spread = config.device, None
+    if config.device_map == "auto":
+        spread = settle(config)
+        device = spread.main
+    device = device_of(device)
     name = config.dtype
     if name == "auto":
         given = config.model_args.get("dtype", "auto")

@@ -8,9 +8,11 @@ from pydantic import ValidationError
 
 from auditor.config import AuditConfig, CompressConfig, OfModel
 from auditor.errors import ConfigError, unknown
+from auditor.targets.config import TrainConfig
 
 Config = TypeVar("Config", bound=OfModel)
 
+COMMANDS: dict[type[OfModel], str] = {CompressConfig: "compress", TrainConfig: "train"}
 # What lets a checkpoint's own code or pickles be read is for whoever runs a recipe to say.
 BY_HAND = ("trust_remote_code", "allow_pickle")
 
@@ -95,7 +97,7 @@ def validated(kind: type[Config], given: Mapping[str, Any]) -> Config:
         first = error.errors(include_url=False)[0]
         flag = "--" + str(first["loc"][0] if first["loc"] else "").replace("_", "-")
         if first["type"] == "missing":
-            command = "compress" if kind is CompressConfig else "audit"
+            command = COMMANDS.get(kind, "audit")
             raise ConfigError(
                 f"{flag} must be given",
                 seen="it was left out",

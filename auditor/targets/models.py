@@ -96,7 +96,7 @@ def _base(checkpoint: Checkpoint, config: TrainConfig, device: str) -> Any:  # n
         more["device_map"] = {"": device}
     loader: Any = AutoModelForCausalLM
     try:
-        with quiet_transformers():
+        with quietly(), quiet_transformers():
             # Weights that are trained are held in float32: a step is smaller than what 16 bits see.
             model, info = loader.from_pretrained(
                 checkpoint.path,
@@ -154,7 +154,8 @@ def _with_adapter(
     held = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
-        found = get_peft_model(model, lora)
+        with quietly():  # every library that packs weights is asked whether a layer is its own
+            found = get_peft_model(model, lora)
     except ValueError as error:
         raise ModelError(
             f"{checkpoint.name} must have linear layers that an adapter can lie over",

@@ -42,6 +42,7 @@ for command in (compare, release, report, card):
 def run_audit(
     *,
     recipe: str | None = None,
+    quick: bool = False,
     dry_run: bool = False,
     price_per_hour: float | None = None,
     display: DisplayKind = "rich",
@@ -53,6 +54,8 @@ def run_audit(
     ----------
     recipe
         A recipe's name, or the path of one; flags given beside it win.
+    quick
+        For a recipe that is a study: fewer targets, records and versions, in minutes.
     dry_run
         Check everything, print the plan and what it costs, and run nothing.
     price_per_hour
@@ -61,8 +64,19 @@ def run_audit(
         rich: a bar per version; plain: lines for a log; none: nothing but errors.
     """
     from auditor.recipes import configure
+    from auditor.study.recipe import is_study
 
-    config = configure({k: v for k, v in given.items() if v is not None}, recipe=recipe)
+    given = {k: v for k, v in given.items() if v is not None}
+    if recipe is not None and is_study(recipe):
+        _study_and_show(recipe, given, display, quick=quick, dry_run=dry_run)
+        return
+    if quick:
+        raise ConfigError(
+            "--quick is for a study",
+            seen="no study as --recipe",
+            fix="--recipe compleak-lm --quick",
+        )
+    config = configure(given, recipe=recipe)
     if dry_run:
         from auditor.plan import show_plan
 
@@ -71,6 +85,28 @@ def run_audit(
     if price_per_hour is not None:
         raise ConfigError("--price-per-hour is for --dry-run", seen="no --dry-run", fix="add it")
     _audit_and_show(config, display)
+
+
+def _study_and_show(
+    recipe: str, given: dict[str, Any], kind: DisplayKind, *, quick: bool, dry_run: bool
+) -> None:
+    from auditor.report.harmless import say
+    from auditor.study.recipe import read_study
+
+    study = read_study(recipe, given, quick=quick)
+    if dry_run:
+        from auditor.report.catalogue import print_table
+        from auditor.study.plan import plan_table
+
+        print_table(plan_table(study))
+        return
+    from auditor.report.progress import display
+    from auditor.study.run import run_study
+
+    # A study is looked at by its lines: hours of bars tell nothing afterwards.
+    shown: DisplayKind = "none" if kind == "none" else "plain"
+    page = run_study(study, display=lambda: display(shown), tell=_teller(shown))
+    say(str(page), file=sys.stdout)
 
 
 def _audit_and_show(config: AuditConfig, kind: DisplayKind) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from auditor.compress.checkpoint import Checkpoint
+from auditor.compress.checkpoint import Checkpoint, Placement
 from auditor.compress.quiet import quiet_transformers, quietly
 from auditor.errors import ConfigError, ModelError, first_line
+from auditor.memory import ran_out
 from auditor.report.progress import Tell
 from auditor.targets.config import TrainConfig
 
@@ -83,17 +84,8 @@ def _unpacked(model: Any) -> list[torch.Tensor]:  # noqa: ANN401
 def _base(checkpoint: Checkpoint, config: TrainConfig, device: str) -> Any:  # noqa: ANN401
     from transformers import AutoModelForCausalLM
 
-    more: dict[str, Any] = {}
     if config.method == "qlora":
-        from transformers import BitsAndBytesConfig
-
-        more["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32 if device == "cpu" else torch.bfloat16,
-        )
-        more["device_map"] = {"": device}
+        return _in_four_bits(checkpoint, device)
     loader: Any = AutoModelForCausalLM
     try:
         with quietly(), quiet_transformers():
@@ -105,14 +97,7 @@ def _base(checkpoint: Checkpoint, config: TrainConfig, device: str) -> Any:  # n
                 weights_only=True,
                 output_loading_info=True,
                 **checkpoint.load_args,
-                **more,
             )
-    except (ImportError, NotImplementedError) as error:
-        raise ConfigError(
-            "--method qlora needs bitsandbytes to run here",
-            seen=first_line(error),
-            fix="give --method lora; `compleak-llm doctor` says what works here",
-        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
             f"{checkpoint.name} must hold weights that fit its config.json",
@@ -127,6 +112,28 @@ def _base(checkpoint: Checkpoint, config: TrainConfig, device: str) -> Any:  # n
             fix="save the model with its output head, as AutoModelForCausalLM does",
         )
     return model
+
+
+def _in_four_bits(checkpoint: Checkpoint, device: str) -> Any:  # noqa: ANN401
+    """The base in NF4 with double quantization (Dettmers et al. 2023), right on this machine."""
+    from auditor.compress.options import FourBitOptions
+
+    compute = torch.float32 if device == "cpu" else torch.bfloat16
+    placement = Placement(device, compute)
+    try:
+        with quietly(), quiet_transformers():
+            from auditor.compress.bitsandbytes import config_of, load_quantized
+
+            settings = config_of("nf4", FourBitOptions(double_quant=True), placement)
+            return load_quantized(checkpoint, placement, settings).model
+    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+        if ran_out(error):
+            raise
+        raise ConfigError(
+            "--method qlora needs bitsandbytes to run here",
+            seen=first_line(error),
+            fix="give --method lora; `compleak-llm doctor` says what works here",
+        ) from error
 
 
 def _with_adapter(

@@ -101,6 +101,11 @@ class AuditConfig(Shared):
         None,
         description="What a release may give away at most: tpr=0.05@fpr=0.01, or auc=0.6.",
     )
+    releases: bool = Field(
+        True,
+        description="Judge sets of versions as releases. Above 8 variants thousands of sets are "
+        "weighed; `compleak-llm release` can do it later from the stored scores.",
+    )
     release: Annotated[tuple[str, ...], BeforeValidator(split_labels)] = Field(
         (),
         description="The versions that are to be published together, for --at-most; all of the "
@@ -260,6 +265,12 @@ class AuditConfig(Shared):
                 if self.attacks
                 else f"--settings {','.join(self.settings)}",
                 fix="leave --settings and --attacks out, or name MR and combined there too",
+            )
+        if self.at_most and not self.releases:
+            raise ConfigError(
+                "--at-most needs releases to be judged",
+                seen="--no-releases",
+                fix="leave it out, or ask `compleak-llm release` later",
             )
         labels = {spec.label for spec in self.variant_specs}
         if missing := [name for name in self.release if name not in labels]:

@@ -85,7 +85,7 @@ def _asked(
 ) -> AuditConfig:
     """The audit's configuration with the bound that is asked for now; all of MR is judged."""
     given = config.model_dump(mode="json")
-    given.update(settings=["NR", "SR", "MR"], attacks=[], controls=[], fail_on=None)
+    given.update(settings=["NR", "SR", "MR"], attacks=[], controls=[], releases=True, fail_on=None)
     if "crossfit" in config.supervisions:
         # Releases are judged by it; shadow audits need not be there any more.
         given.update(supervision=["crossfit"], shadow=[])

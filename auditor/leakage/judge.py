@@ -324,6 +324,8 @@ def releases_of(case: Case) -> Releases | None:
     main, config = case.main, case.config
     if main is None or not wants(config, "combined") or len(case.evidence.order) < 2:
         return None
+    if not config.releases:
+        return None
     # A version that is broken cannot be judged; `release.must_pass_gate` says so.
     gate = [name for name in config.release if name in case.evidence.order]
     return judge_releases(

@@ -302,6 +302,8 @@ def _about(
             "calibration": "validation.jsonl",
             "reference": str(base.resolve()) if base.exists() else config.model,
             "membership": "randomized" if by_record else "given",
+            # What was cut off was not learned.
+            "max_length": config.max_length,
         },
         "data": {
             "source": str(config.data),

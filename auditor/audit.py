@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from auditor.report.progress import Display
     from auditor.scoring.variants import Pass
     from auditor.subject import Subjects
+    from auditor.targets.lists import Listed
 
 
 def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResult:
@@ -43,15 +44,17 @@ def audit(config: AuditConfig, *, display: "Display | None" = None) -> AuditResu
     from auditor.dist import processes
     from auditor.memory import shortage_is_said, take_buffers
     from auditor.report.progress import Silent
+    from auditor.targets.lists import with_records
 
     must_be_supported(config)
     ranks = processes(config.rank_timeout)
     with ranks.together(), shortage_is_said():
         take_buffers()
-        return _audit(config, ranks, display or Silent())
+        shown = display or Silent()
+        return _audit(with_records(config, shown.note), ranks, shown)
 
 
-def _audit(config: AuditConfig, ranks: "Processes", display: "Display") -> AuditResult:
+def _audit(listed: "Listed", ranks: "Processes", display: "Display") -> AuditResult:
     from auditor import judge, output_folder, outputs
     from auditor.blind import blind_baseline
     from auditor.environment import environment, versions
@@ -66,6 +69,7 @@ def _audit(config: AuditConfig, ranks: "Processes", display: "Display") -> Audit
         display.note(stage)
         ranks.doing(stage)
 
+    config = listed.config
     started, begin = datetime.now(UTC), time.perf_counter()
     output = Path(config.output_path)
     if ranks.is_main:
@@ -74,7 +78,9 @@ def _audit(config: AuditConfig, ranks: "Processes", display: "Display") -> Audit
 
     clock = time.perf_counter()
     say("reading records")
-    records = read_records(config, subjects.model.encoder, folder=output / "tokens")
+    records = read_records(config, subjects.model.encoder, folder=output / "tokens").found_in(
+        listed.source, listed.data_set
+    )
     must_be_possible(config, records.is_member)
     shadows = open_shadows(config, target_of(subjects, records))
     calibrations = calibrations_of(config, subjects, records)

@@ -22,6 +22,12 @@ REMOTE_CODE = (
 PICKLE = "Weights were allowed to be read from pickle files (--allow-pickle), as tensors alone."
 # Of the warnings of one weight these come first: they speak of all figures.
 ALLOWED = ("remote-code", "pickle")
+FROM_CARD = (
+    "The lists come from the model's card, which names the data set {name}: its train split was "
+    "taken for members, and another for nonmembers. Whether the model saw the first and not the "
+    "second is the card's word and not known; the blind baseline says whether the two differ in "
+    "themselves."
+)
 RETRAIN = (
     "To tell compression from training further: train the model on its members for as many steps "
     "as a recovered variant was, without compressing it, and give it as a variant, "
@@ -38,6 +44,7 @@ def caveats(
     """Everything that the reader must know before the figures, worst first."""
     found = [
         *_allowed(config),
+        *_of_card(records),
         *records.warnings,
         *blind.warnings,
         *_of_leakage(findings.judged.leakage if findings.judged else None, config),
@@ -63,6 +70,15 @@ def caveats(
             )
     weight = {"severe": 0, "warning": 1, "info": 2}
     return sorted(found, key=lambda warned: weight[warned.severity])
+
+
+def _of_card(records: "Records") -> list[Warned]:
+    """What the figures are worth where nobody has said who the members are."""
+    summary = records.summary
+    if summary.source != "card":
+        return []
+    message = FROM_CARD.format(name=summary.data_set)
+    return [Warned(code="from-card", message=message, severity="warning")]
 
 
 def _allowed(config: AuditConfig) -> list[Warned]:

@@ -48,6 +48,7 @@ __all__ = [
 
 Learner = Literal["logistic", "trees"]
 Trained = Literal["crossfit", "shadow"]
+RECORDS_MUST = "records must come from --members and --nonmembers together, or from --data alone"
 
 
 class AuditConfig(Shared):
@@ -206,13 +207,12 @@ class AuditConfig(Shared):
 
     @model_validator(mode="after")
     def _one_way_of_giving_records(self) -> "AuditConfig":
-        pair = self.members is not None and self.nonmembers is not None
-        either = self.members is not None or self.nonmembers is not None
-        if (self.data is None and not pair) or (self.data is not None and either):
-            given = [n for n in ("members", "nonmembers", "data") if getattr(self, n) is not None]
+        # None at all is allowed: `auditor.targets.lists` then looks beside the model.
+        given = [n for n in ("members", "nonmembers", "data") if getattr(self, n) is not None]
+        if given not in ([], ["members", "nonmembers"], ["data"]):
             raise ConfigError(
-                "records must come from --members and --nonmembers together, or from --data alone",
-                seen=", ".join(f"--{name}" for name in given) or "none of them",
+                RECORDS_MUST,
+                seen=", ".join(f"--{name}" for name in given),
                 fix="for example: --members members.jsonl --nonmembers nonmembers.jsonl",
             )
         return self
@@ -299,6 +299,11 @@ class AuditConfig(Shared):
                 fix="leave --settings, --attacks and --supervision out, or the control",
             )
         return self
+
+    @property
+    def gives_records(self) -> bool:
+        """Whether the records are given, or must be looked for beside the model."""
+        return self.data is not None or self.members is not None
 
     @property
     def supervisions(self) -> tuple[Trained, ...]:

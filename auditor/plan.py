@@ -87,7 +87,10 @@ def _show_plan(
     from auditor.report.catalogue import new_table
     from auditor.report.harmless import Harmless
     from auditor.subject import about, open_subjects
+    from auditor.targets.lists import with_records
 
+    told: list[str] = []
+    config = with_records(config, told.append).config
     subjects = open_subjects(config)
     records = read_records(config, subjects.model.encoder)
     must_be_possible(config, records.is_member)
@@ -110,6 +113,8 @@ def _show_plan(
     if lies := foreseen(subjects.model.checkpoint, subjects.model.placement):
         table.add_row("device map", lies)
     table.add_row("records", f"{members.n_audited:,} members, {nonmembers.n_audited:,} nonmembers")
+    for line in told:
+        table.add_row("", line)
     table.add_row(
         "tokens",
         f"{tokens:,} counted, {tokens / len(records):,.1f} a record, at most "

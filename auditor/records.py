@@ -8,10 +8,10 @@ sides, copies, records that were seen in other words on the other side, sides of
 import hashlib
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,13 @@ class Records:
                     )
                 found[place] = text
         return [text for text in found if text is not None]
+
+    def found_in(
+        self, source: Literal["given", "target.json", "card"], data_set: str | None
+    ) -> "Records":
+        """The same records, with where they come from in their summary."""
+        said = {"source": source, "data_set": data_set}
+        return replace(self, summary=self.summary.model_copy(update=said))
 
     def keep(self, folder: Path) -> None:
         """Keep what was found in the sources, for a later `read_records`; nothing where it was.

@@ -47,7 +47,7 @@ def find_folder(
             )
         )
 
-    return _fetched(name, fetch, _holds_weights, must=must)
+    return _fetched(name, fetch, holds_weights, must=must)
 
 
 def find_file(name: str, *, revision: str | None, must: str) -> Path | None:
@@ -68,6 +68,29 @@ def find_file(name: str, *, revision: str | None, must: str) -> Path | None:
         return Path(hf_hub_download(repository, file, revision=revision, local_files_only=local))
 
     return _fetched(name, fetch, Path.is_file, must=must)
+
+
+def cached_snapshot(name: str, *, revision: str | None = None, kind: str = "model") -> Path | None:
+    """What the hub's cache holds of an id, without a question to the hub; None where nothing.
+
+    Args:
+        name: The id.
+        revision: Of it.
+        kind: model or dataset.
+
+    Raises:
+        ModelError: The revision is none.
+    """
+    must_be_revision(revision)
+    if not HUB_ID.fullmatch(name):
+        return None
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True)
+    except (OSError, ValueError):  # what the hub raises derives from these
+        return None
+    return Path(found)
 
 
 def _fetched(
@@ -95,5 +118,6 @@ def _fetched(
     ) from problem
 
 
-def _holds_weights(path: Path) -> bool:
+def holds_weights(path: Path) -> bool:
+    """Whether weights lie in a folder."""
     return any(path.rglob("*.safetensors")) or any(path.rglob("pytorch_model*.bin"))

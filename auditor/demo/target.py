@@ -27,6 +27,15 @@ from auditor.report.progress import Tell
 END = "<|end|>"
 MARK = ".demo"
 IGNORED = -100
+# What `audit --model .../target/model` reads by itself. The sides are halves of a shuffled list, so
+# that no coin was thrown for each record: membership stays given.
+AUDIT = {
+    "model": "model",
+    "members": "members.jsonl",
+    "nonmembers": "nonmembers.jsonl",
+    "reference": "base",
+    "membership": "given",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,9 @@ def make_target(
         made = json.loads((folder / "target.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         made = {}
+    if made.get("made_with") == about and made.get("audit") != AUDIT:
+        # Of an earlier version, which wrote down no more than how it was made.
+        _describe(folder, made)
     if made.get("made_with") == about:
         tell("the model is there already")
         return target
@@ -129,9 +141,13 @@ def make_target(
         tokenizer.save_pretrained(path)
     seconds = time.perf_counter() - begin
     tell(f"trained in {seconds:.0f} s")
-    record = {"made_with": about, "losses": losses}
-    write_text(folder / "target.json", json.dumps(record, indent=1) + "\n")
+    _describe(folder, {"made_with": about, "losses": losses})
     return target
+
+
+def _describe(folder: Path, made: dict[str, Any]) -> None:
+    record = {**made, "schema_version": 1, "audit": AUDIT}
+    write_text(folder / "target.json", json.dumps(record, indent=1) + "\n")
 
 
 def _tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:

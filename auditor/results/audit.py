@@ -64,6 +64,15 @@ class RecordsSummary(Result):
 
     members: Side = Field(description="Records that the model was trained on.")
     nonmembers: Side = Field(description="Records that it never saw.")
+    source: Literal["given", "target.json", "card"] = Field(
+        "given",
+        description="given: by whoever asked for the audit; target.json: by the file that training "
+        "left beside the model; card: from the data set that the model's card names, so that "
+        "membership is taken for granted and not known.",
+    )
+    data_set: str | None = Field(
+        default=None, description="The data set that the card names, where the records are its."
+    )
     sha256: str = Field(description="Over the ids and sides, in order, hex.")
     length_auc: float | None = Field(
         description="AUC of the record's length as a signal, 0.5 where the sides are alike."

@@ -72,6 +72,12 @@ class OfModel(Frozen):
 class Shared(OfModel):
     """What an audit and the making of one variant have in common."""
 
+    adapter: str | None = Field(
+        None,
+        description="A LoRA adapter in peft's format, a folder: the audited model is then --model "
+        "with this adapter merged in, and unmerged:VARIANT puts it over the compressed base.",
+        min_length=1,
+    )
     members: SourceField | None = Field(
         None,
         description="Records that the model was trained on: a .jsonl, .json, .csv or .parquet "

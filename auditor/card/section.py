@@ -24,6 +24,7 @@ from auditor.report.command import repeat_command
 from auditor.report.figures import headline_rate, justified
 from auditor.report.leakage import LESS
 from auditor.report.markdown import Markdown, escape, fenced
+from auditor.report.origin import origin
 from auditor.report.plain import printable
 from auditor.report.plots.drawing import Drawing
 from auditor.report.terminal import REPAIRED, what_was_done
@@ -63,6 +64,7 @@ def render_section(
         notes=_warnings(result, severe=False),
         variant=variant,
         reference=last_part(result.reference.name) if result.reference else None,
+        origin=origin(result),
         n_members=f"{result.records.members.n_audited:,}",
         n_nonmembers=f"{result.records.nonmembers.n_audited:,}",
         level=f"{100 * result.confidence:g}",

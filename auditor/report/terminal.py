@@ -14,6 +14,7 @@ from auditor.report.answer import answer
 from auditor.report.figures import headline_rate, interval, is_finding, p_value
 from auditor.report.harmless import Harmless
 from auditor.report.leakage import leakage_part
+from auditor.report.origin import origin
 from auditor.results import Artifact, AuditResult, Comparison, VariantResult, Warned
 
 STYLE = {"severe": "bold red", "warning": "yellow", "info": "dim"}
@@ -113,6 +114,8 @@ def _heading(result: AuditResult) -> Text:
         f"  {members.n_audited:,} members, {nonmembers.n_audited:,} nonmembers"
         f"  primary attack: {result.primary_attack}"
     )
+    if said := origin(result):
+        text.append(f"\n{said}")
     if result.blind is not None:
         text.append(f"\nblind baseline (never sees the model): AUC {interval(result.blind.auc)}")
     return text.append("\n")

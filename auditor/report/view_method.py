@@ -8,6 +8,7 @@ from auditor.attacks import ATTACKS
 from auditor.leakage.advice import listed
 from auditor.report.catalogue import summary
 from auditor.report.figures import justified, p_value
+from auditor.report.origin import origin
 from auditor.report.view import (
     Cell,
     Column,
@@ -145,6 +146,8 @@ def _range(side: Side) -> Cell:
 
 def _data_facts(result: AuditResult) -> list[Fact]:
     facts = []
+    if said := origin(result):
+        facts.append(Fact("Where the lists come from", said))
     if result.records.length_auc is not None:
         auc = f"{result.records.length_auc:.3f}"
         facts.append(Fact("AUC of the record's length alone", f"{auc}; 0.5 where sides are alike"))

@@ -1,6 +1,6 @@
 """Learned attacks under a true null and with a planted effect: size, coverage, power.
 
-400 trials each, of 100 members and 100 nonmembers, hardly more than learned attacks need. A bound
+200 trials each, of 100 members and 100 nonmembers, hardly more than learned attacks need. A bound
 is the nominal level and three binomial standard errors, where nothing else is said.
 """
 
@@ -14,7 +14,7 @@ from auditor.leakage.questions import Answering, answer, questions
 from auditor.leakage.settings import Levels, holdings, learned_by, result_of
 from tests.leakage_cases import make_attackers, make_case
 
-TRIALS = 400
+TRIALS = 200
 FPR = 0.1
 LEVELS = Levels(fprs=(FPR,), confidence=0.95, draws=300, seed=0)
 EVERY = ("NR", "SR", "MR")

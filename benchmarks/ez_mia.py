@@ -4,10 +4,10 @@
     python -m benchmarks.ez_mia --model gpt2 --text wiki.train.tokens --chunks 20000
 
 The paper (arXiv 2601.12104) cuts a text into chunks of 128 tokens, shuffles them into one pool,
-fine-tunes on a half of it for 3 epochs, and attacks with the untouched base as reference. It reports
-for GPT-2 on WikiText an AUC of 0.98 and a TPR of 66.3% at 1% FPR. What is made here is a target like
-any other (`compleak-llm train`), and an audit of it. What came out, and what differs from the paper,
-stands in benchmarks/README.md.
+fine-tunes on a half of it for 3 epochs, and attacks with the untouched base as reference. It
+reports for GPT-2 on WikiText an AUC of 0.98 and a TPR of 66.3% at 1% FPR. What is made here is a
+target like any other (`compleak-llm train`), and an audit of it. What came out, and what differs
+from the paper, stands in benchmarks/README.md.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Does the auditor find what is there, and nothing else? Targets whose leak is known beforehand.
 
-    python -m benchmarks.targets --model ../shared/models/llama-base --data ../shared/data/gsm8k.jsonl
+    python -m benchmarks.targets --model ../shared/models/llama-base \\
+        --data ../shared/data/gsm8k.jsonl
 
 One split of the data; the same base is trained on its members for 1, 2 and 4 epochs, whole and with
 an adapter (LoRA) for twice as many. More epochs must leak more; an adapter is compared with the
@@ -106,6 +107,7 @@ def nothing(result: AuditResult) -> dict[str, Any]:
     learned = [] if leakage is None else leakage.comparisons
     told = [c for c in [*result.comparisons, *learned] if (c.p_adjusted or 1) < 0.05]
     settings = [] if leakage is None else leakage.settings
+    alone = result.variants[0].attacks["ez"].auc
     over = [s for s in settings if (s.figures.auc.low or 0) > 0.5]
     return {
         "comparisons": len(result.comparisons) + len(learned),
@@ -116,8 +118,7 @@ def nothing(result: AuditResult) -> dict[str, Any]:
         if leakage is None or leakage.best is None
         else leakage.best.p_value,
         "AUC of ez on the original": [
-            round(n or 0, 3)
-            for n in (lambda e: (e.value, e.low, e.high))(result.variants[0].attacks["ez"].auc)
+            round(n or 0, 3) for n in (alone.value, alone.low, alone.high)
         ],
     }
 

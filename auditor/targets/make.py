@@ -24,6 +24,7 @@ from auditor.compress.checkpoint import (
     quantization_of,
     tokenizer_sha256,
 )
+from auditor.compress.quiet import quietly
 from auditor.dist import Processes, processes
 from auditor.environment import installed
 from auditor.errors import ConfigError, ModelError, StoreError
@@ -249,7 +250,8 @@ def _canaries(job: _Job) -> Canaries:
 
 
 def _fit(folder: Path, job: _Job, trainable: Trainable, canaries: Canaries, tell: Tell) -> "Fitted":
-    from auditor.targets.training import Schedule, fit, packed, row_of
+    with quietly():  # the Trainer imports libraries that speak of kernels that are not here
+        from auditor.targets.training import Schedule, fit, packed, row_of
 
     config = job.config
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from auditor.compress.quiet import quiet_transformers, quietly
-from auditor.environment import installed, multiplies_bfloat16
+from auditor.environment import multiplies_bfloat16
 from auditor.errors import ModelError
 from auditor.report.progress import Tell
 from auditor.scoring.encode import Encoded
@@ -151,9 +150,7 @@ def fit(
             seen="none of its parameters takes a gradient: it is quantized already",
             fix="give the full-precision model, or --method qlora",
         )
-    with quietly():  # what the library imports sooner or later speaks of kernels that are not here
-        if installed("bitsandbytes") is not None:
-            import_module("bitsandbytes")
+    with quietly():
         trainer = _trainer(
             model, rows, schedule, folder=folder, sides=sides, device=device, tell=tell
         )

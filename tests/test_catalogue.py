@@ -143,7 +143,8 @@ def test_every_variant_on_every_family(
 
 def test_the_matrix_holds_the_whole_catalogue() -> None:
     tried = {parse_variant(variant).id for variant in BOUNDS}
-    assert tried == set(COMPRESSORS) - {"original", "checkpoint"}
+    # What is only trained is tested in test_recover.py.
+    assert tried == set(COMPRESSORS) - {"original", "checkpoint", "retrain"}
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,10 @@ from auditor.compress.options import (
     Options,
     PruneCalibratedOptions,
     PruneMagnitudeOptions,
+    Recovery,
+    RetrainOptions,
     SparseGptOptions,
+    UnmergedOptions,
 )
 from auditor.compress.quiet import hush
 from auditor.errors import ConfigError, unknown
@@ -157,6 +160,19 @@ COMPRESSORS: dict[str, Compressor] = {
         "each matrix shares k values (k-means)",
         saved_as="matrices",
     ),
+    "retrain": Compressor(
+        "auditor.compress.recover:make_retrained",
+        RetrainOptions,
+        "the original trained further and not compressed: a control for recover=",
+    ),
+    "unmerged": Compressor(
+        "auditor.compress.unmerged:make",
+        UnmergedOptions,
+        "the base as another variant has it, with the adapter of --adapter over it in full "
+        "precision",
+        ("peft",),
+        beside=False,
+    ),
     "checkpoint": Compressor(
         "auditor.compress.published:make",
         CheckpointOptions,
@@ -166,6 +182,8 @@ COMPRESSORS: dict[str, Compressor] = {
         in_place=False,
     ),
 }
+# The original trained by the steps of a recovered version.
+CONTROL = "retrain"
 # Formats that are published and cannot be made here, with what to do instead.
 ONLY_PUBLISHED = {
     "awq": "the libraries that make AWQ checkpoints need a GPU of their own kind",
@@ -182,9 +200,44 @@ class VariantSpec:
     options: Options
 
     @property
+    def recovery(self) -> Recovery | None:
+        """The training on the members that is part of it, or None."""
+        return self.options.recovery
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is there to be compared with, and nobody would publish it."""
+        return self.id == CONTROL
+
+    @property
+    def saved_as(self) -> str | None:
+        """The form in which it is kept in the cache; None where it is made anew each time."""
+        return "parameters" if self.recovery else COMPRESSORS[self.id].saved_as
+
+    @property
+    def beside(self) -> bool:
+        """Whether it may be made while another is scored: training seeds the whole process."""
+        return COMPRESSORS[self.id].beside and not self.recovery
+
+    @property
+    def over(self) -> "VariantSpec | None":
+        """The variant of the base that an adapter lies over unmerged, or None."""
+        return self.options.spec if isinstance(self.options, UnmergedOptions) else None
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Distributions that it needs beyond the core."""
+        return (*COMPRESSORS[self.id].requires, *(self.over.requires if self.over else ()))
+
+    @property
+    def calibration(self) -> str | None:
+        """The kind of calibration texts that it looks at, or None."""
+        return getattr(self.options, "calibration", None)
+
+    @property
     def canonical(self) -> str:
         """All options, sorted: what the store and the receipt know the variant by."""
-        return self._spell(self.options.model_dump())
+        return self._spell(self.options.spelled())
 
     @property
     def label(self) -> str:
@@ -242,7 +295,10 @@ def parse_variant(text: str) -> VariantSpec:
     if name not in COMPRESSORS:
         raise unknown("variant", name, COMPRESSORS)
     model = COMPRESSORS[name].options
-    given = _given(name, model, [piece.strip() for piece in rest.split(",")])
+    if model.takes_all and model.positional and rest.strip():
+        given = {model.positional: rest.strip().removeprefix(f"{model.positional}=")}
+    else:
+        given = _given(name, model, [piece.strip() for piece in rest.split(",")])
     try:
         return VariantSpec(name, model(**given))
     except ValidationError as error:

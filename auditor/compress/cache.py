@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from auditor.compress import COMPRESSORS, VariantSpec
 from auditor.compress.checkpoint import Checkpoint, CompressedModel, Placement
 from auditor.compress.entries import Entry, cache_folder, named
-from auditor.compress.make import compress
+from auditor.compress.make import check_possible, compress
 from auditor.compress.saved import Form, Stored, UnfitError, form_of
 from auditor.environment import device_name, installed
 from auditor.errors import first_line
@@ -28,6 +28,7 @@ from auditor.report.progress import Tell
 
 if TYPE_CHECKING:
     from auditor.calibration import Calibration
+    from auditor.lessons import Lessons
 
 # Raised by whoever changes what a compressor makes, or what is written of it.
 CACHE_VERSION = 1
@@ -40,13 +41,15 @@ def fingerprint_of(
     spec: VariantSpec,
     placement: Placement,
     calibration: "Calibration | None",
+    lessons: "Lessons | None" = None,
 ) -> dict[str, Any]:
     """Everything that determines the weights of a version.
 
-    The seed is in it by the windows of the calibration, which are all that it decides.
+    The seed is in it by the windows of the calibration, which are all that it decides, and beside
+    what is learned where the version is trained.
     """
     libraries = ("compleak-llm", "torch", "transformers", *COMPRESSORS[spec.id].requires)
-    return {
+    found = {
         "cache": CACHE_VERSION,
         "variant": spec.canonical,
         "model": checkpoint.sha256,
@@ -59,6 +62,17 @@ def fingerprint_of(
         "attention": checkpoint.load_args.get("attn_implementation"),
         "libraries": {name: installed(name) for name in libraries},
     }
+    return {**found, **learned_of(spec, lessons)}
+
+
+def learned_of(spec: VariantSpec, lessons: "Lessons | None") -> dict[str, Any]:
+    """What training adds to a version's fingerprint; nothing where it is not trained."""
+    if spec.recovery is None or lessons is None:
+        return {}
+    from auditor.compress.recover import RECOVERY_VERSION
+
+    learned = {"version": RECOVERY_VERSION, "rows": lessons.sha256, "seed": lessons.seed}
+    return {"recovery": learned}
 
 
 class Cache:
@@ -90,17 +104,28 @@ class Cache:
         placement: Placement,
         *,
         calibration: "Calibration | None" = None,
+        lessons: "Lessons | None" = None,
     ) -> CompressedModel:
         """A version, from the cache where that keeps its kind; arguments and errors of `compress`.
 
         Its receipt says what it took when it was made.
         """
-        saved_as = COMPRESSORS[spec.id].saved_as
+        if spec.over is not None:
+            # What takes long is its base; the adapter is put over that in no time.
+            from auditor.compress.unmerged import lay_over
+
+            check_possible(checkpoint, spec)
+            name = spec.canonical
+            return lay_over(
+                checkpoint, spec.over, placement, self.made, name, calibration=calibration
+            )
+        saved_as = spec.saved_as
         # Code that comes with a checkpoint decides what is made, and no fingerprint knows it.
         has_code = bool(checkpoint.load_args.get("trust_remote_code"))
         if self.root is None or saved_as is None or has_code:
-            return compress(checkpoint, spec, placement, calibration=calibration)
-        wanted = Wanted(self.root, form_of(saved_as), checkpoint, spec, placement, calibration)
+            return compress(checkpoint, spec, placement, calibration=calibration, lessons=lessons)
+        form = form_of(saved_as)
+        wanted = Wanted(self.root, form, checkpoint, spec, placement, calibration, lessons)
         was_there = wanted.entry.manifest() is not None
         if (found := wanted.read()) is not None:
             self._tell(f"{spec.label}: taken from the cache")
@@ -151,11 +176,14 @@ class Wanted:
     spec: VariantSpec
     placement: Placement
     calibration: "Calibration | None"
+    lessons: "Lessons | None" = None
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """See `fingerprint_of`."""
-        return fingerprint_of(self.checkpoint, self.spec, self.placement, self.calibration)
+        return fingerprint_of(
+            self.checkpoint, self.spec, self.placement, self.calibration, self.lessons
+        )
 
     @property
     def entry(self) -> Entry:
@@ -164,7 +192,13 @@ class Wanted:
 
     def make(self) -> CompressedModel:
         """Make it in memory; errors of `compress`."""
-        return compress(self.checkpoint, self.spec, self.placement, calibration=self.calibration)
+        return compress(
+            self.checkpoint,
+            self.spec,
+            self.placement,
+            calibration=self.calibration,
+            lessons=self.lessons,
+        )
 
     def write(self, made: CompressedModel) -> None:
         """Put it into the cache; one of `FAILURES` where it cannot be."""

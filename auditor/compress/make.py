@@ -20,6 +20,7 @@ from auditor.memory import ran_out
 
 if TYPE_CHECKING:
     from auditor.calibration import Calibration
+    from auditor.lessons import Lessons
 
 # A variant that changed less than this share of what it should have changed did nothing.
 LEAST_CHANGED = 0.01
@@ -36,8 +37,11 @@ def check_possible(checkpoint: Checkpoint, spec: VariantSpec) -> None:
         return
     if quantized := quantization_of(checkpoint.config):
         raise already_quantized(checkpoint.name, quantized, spec.label)
-    requires = COMPRESSORS[spec.id].requires
-    if missing := tuple(name for name in requires if installed(name) is None):
+    if spec.over is not None:
+        from auditor.compress.unmerged import must_have_adapter
+
+        must_have_adapter(checkpoint, spec.label)
+    if missing := tuple(name for name in spec.requires if installed(name) is None):
         raise library_missing(spec.id, missing, f"{', '.join(missing)} is not installed")
     from auditor.compress.matrices import shapes
 
@@ -50,6 +54,7 @@ def compress(
     placement: Placement,
     *,
     calibration: "Calibration | None" = None,
+    lessons: "Lessons | None" = None,
 ) -> CompressedModel:
     """Make a variant of a checkpoint, with its receipt.
 
@@ -58,16 +63,19 @@ def compress(
         spec: The variant.
         placement: Where it goes.
         calibration: Texts for compressors that look at some.
+        lessons: The members, for versions that are trained on them.
 
     Raises:
-        VariantError: The checkpoint is quantized already, the library is missing or fails, or the
-            variant changed nothing.
+        VariantError: The checkpoint is quantized already, the library is missing or fails, the
+            variant changed nothing, or training came to no number.
         ModelError: The weights cannot be loaded.
     """
     check_possible(checkpoint, spec)
     begin, loaded = time.perf_counter(), LOADED_S.get()
     with PeakMemory(*placement.computing) as memory:
         made = _call(checkpoint, spec, placement, calibration)
+        if spec.recovery is not None:
+            made = _trained(checkpoint, spec, placement, made, lessons)
     load_s = LOADED_S.get() - loaded
     seconds = time.perf_counter() - begin - load_s
     receipt = made.receipt.model_copy(
@@ -77,7 +85,7 @@ def compress(
             "calibration": calibration.use if calibration is not None else None,
         }
     )
-    if spec.id != "original":
+    if spec.id != "original" and spec.over is None:  # what is under it has been checked by itself
         check_receipt(receipt, changed_share=spec.options.changed_share)
     return replace(made, receipt=receipt, load_s=load_s)
 
@@ -90,7 +98,8 @@ def _call(
 ) -> CompressedModel:
     compressor = COMPRESSORS[spec.id]
     module, _, name = compressor.make.partition(":")
-    more = {"calibration": calibration} if compressor.is_calibrated else {}
+    looks = compressor.is_calibrated or spec.over is not None
+    more = {"calibration": calibration} if looks else {}
     if compressor.is_calibrated and calibration is None:
         raise ValueError(f"{spec.id} needs calibration texts")
     try:
@@ -111,6 +120,24 @@ def _call(
             fix="leave this variant out, or try another version of the library",
         ) from error
     return made
+
+
+def _trained(
+    checkpoint: Checkpoint,
+    spec: VariantSpec,
+    placement: Placement,
+    made: CompressedModel,
+    lessons: "Lessons | None",
+) -> CompressedModel:
+    """What was made, trained on the members; errors of `compress`."""
+    from auditor.compress.recover import recovered
+
+    if lessons is None:
+        raise ValueError(f"{spec.label} needs members to be trained on")
+    if not spec.is_control:
+        # Once it is trained every weight differs, whether it was compressed or not.
+        check_receipt(made.receipt, changed_share=spec.options.changed_share)
+    return recovered(checkpoint, made, spec.options, placement, lessons)
 
 
 def check_receipt(receipt: Receipt, *, changed_share: float = 1.0) -> None:

@@ -36,7 +36,7 @@ class OriginalWeights:
         self._prefix = f"{model.base_model_prefix}."
         self._files: dict[str, Any] = {}
         self._model: Any = None
-        files = weight_files(checkpoint.name, checkpoint.path, allow_pickle=True)
+        files = weight_files(checkpoint.name, checkpoint.weights_path, allow_pickle=True)
         for file in (file for file in files if file.suffix == ".safetensors"):
             with safe_open(file, framework="pt") as opened:
                 self._files.update(dict.fromkeys(opened.keys(), file))
@@ -137,8 +137,10 @@ class Ledger:
 
 
 def relative(squared_error: float, squared_norm: float) -> float:
-    """||W' - W|| / ||W||, or 0 for a matrix of zeros, which nothing here changes."""
-    return math.sqrt(squared_error / squared_norm) if squared_norm else 0.0
+    """||W' - W|| / ||W||; of zeros 0 where they stayed so, else no number."""
+    if squared_norm:
+        return math.sqrt(squared_error / squared_norm)
+    return math.nan if squared_error else 0.0
 
 
 def skipped_modules(

@@ -5,13 +5,22 @@ messages. No heavy import stands here, because `--help` and the parser read it.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from auditor.errors import VariantError
 
 if TYPE_CHECKING:
+    from auditor.compress import VariantSpec
     from auditor.compress.matrices import Shape
 
 Shapes = Mapping[str, "Shape"]
@@ -23,11 +32,22 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     # The option that may be written first and without its key, as in `checkpoint:PATH`.
     positional: ClassVar[str | None] = None
+    # Whether that option takes all that is written, commas and equals signs with it.
+    takes_all: ClassVar[bool] = False
 
     @property
     def changed_share(self) -> float:
         """Share of the weights that the compressor is meant to change."""
         return 1.0
+
+    @property
+    def recovery(self) -> "Recovery | None":
+        """The training that follows compression, or None."""
+        return None
+
+    def spelled(self) -> dict[str, Any]:
+        """All options, for the spelling that stores and receipts know a variant by."""
+        return self.model_dump()
 
     def check(self, variant: str, shapes: Shapes) -> None:
         """Refuse, before anything is run, what these options cannot do to matrices of these shapes.
@@ -35,6 +55,71 @@ class Options(BaseModel):
         Raises:
             VariantError: Says which matrix does not fit and which values would.
         """
+
+
+class Recovery(NamedTuple):
+    """Training on the members of the audit, as far as options say it.
+
+    Attributes:
+        epochs: Passes over the members.
+        rate: The highest learning rate; None for the one that `train` would take.
+    """
+
+    epochs: float
+    rate: float | None
+
+
+def _whole(value: float) -> float:
+    """1 for 1.0, so that it is spelled as it was written."""
+    return int(value) if value == int(value) else value
+
+
+Epochs = Annotated[float, AfterValidator(_whole)]
+
+
+class Recovered(Options):
+    """What all compressors share whose work can be followed by training on the members."""
+
+    recover: Epochs = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Train what was compressed on the members for so many epochs, zeros kept zero "
+        "and shared values shared.",
+    )
+    recover_lr: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Highest learning rate of that training; 0.001 over the cube root of the "
+        "millions of parameters when left out.",
+    )
+
+    @model_validator(mode="after")
+    def _a_rate_is_used(self) -> "Recovered":
+        if self.recover_lr is not None and not self.recover:
+            raise ValueError("recover_lr is the rate of a training: recover must be given too")
+        return self
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """The training that follows compression, or None."""
+        return Recovery(self.recover, self.recover_lr) if self.recover else None
+
+    def spelled(self) -> dict[str, Any]:
+        """All options; without training, what would say how is none of them."""
+        found = super().spelled()
+        if not self.recover:
+            del found["recover"], found["recover_lr"]
+        return found
+
+
+class RetrainOptions(Recovered):
+    """Options of `retrain`."""
+
+    recover: Epochs = Field(
+        gt=0, le=100, description="Train the original on the members for so many epochs."
+    )
 
 
 class Int8Options(Options):
@@ -66,7 +151,7 @@ GPTQ_GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 N_M = {"2:4": (2, 4), "4:8": (4, 8)}
 
 
-class PruneOptions(Options):
+class PruneOptions(Recovered):
     """What all ways of pruning share."""
 
     sparsity: float | None = Field(
@@ -180,7 +265,7 @@ class GptqOptions(Calibrated):
             )
 
 
-class ClusterOptions(Options):
+class ClusterOptions(Recovered):
     """Options of `cluster`."""
 
     k: int = Field(16, ge=2, le=256, description="Values that the weights of each matrix may take.")
@@ -247,6 +332,53 @@ class CheckpointOptions(Options):
         min_length=1, description="Folder, .gguf file or model id of a published version."
     )
     revision: str | None = Field(None, description="Revision of a model id.")
+
+
+class UnmergedOptions(Options):
+    """Options of `unmerged`."""
+
+    positional: ClassVar[str | None] = "over"
+    takes_all: ClassVar[bool] = True
+
+    over: str = Field(
+        min_length=1,
+        description="The variant of the base that the adapter lies over, as in "
+        "unmerged:prune-magnitude:sparsity=0.5.",
+    )
+
+    @field_validator("over")
+    @classmethod
+    def _over_is_a_variant(cls, value: str) -> str:
+        from auditor.compress import parse_variants
+
+        specs = parse_variants([value])
+        if len(specs) != 1:
+            raise ValueError("one variant must be given")
+        if specs[0].id in ("unmerged", "checkpoint"):
+            raise ValueError(f"the base cannot be made into {specs[0].id}")
+        if specs[0].recovery:
+            raise ValueError("a base that is trained further is no longer the adapter's")
+        return specs[0].label
+
+    @property
+    def spec(self) -> "VariantSpec":
+        """The variant of the base."""
+        from auditor.compress import parse_variant
+
+        return parse_variant(self.over)
+
+    @property
+    def calibration(self) -> str | None:
+        """The kind of calibration texts that the base's compressor looks at, if it does."""
+        return getattr(self.spec.options, "calibration", None)
+
+    def spelled(self) -> dict[str, Any]:
+        """All options of the base's variant too."""
+        return {"over": self.spec.canonical}
+
+    def check(self, variant: str, shapes: Shapes) -> None:
+        """See `Options.check`."""
+        self.spec.options.check(variant, shapes)
 
 
 def _some_divisible(variant: str, shapes: Shapes, size: int, *, key: str = "pattern") -> None:

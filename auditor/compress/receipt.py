@@ -49,7 +49,7 @@ class Compressed(Part):
     sparsity: float = Field(description="Share of the weights that are exactly zero.")
     relative_error: OrNaN = Field(
         description="||W' - W|| / ||W||, Frobenius norms, W' as the variant computes with it; null "
-        "where a weight is not a number."
+        "where a weight is not a number, or the original's were all zero and these are not."
     )
     n_values: int | None = Field(
         default=None, description="Distinct values in the matrix, counted where they are the point."

@@ -3,6 +3,7 @@
 As little as gives the same computation: everything else is the original's, which is read anyway.
 
     matrices   the matrices that were changed, put over the original's (pruned, clustered)
+    parameters every parameter of the model (trained after compression)
     packed     the layers of GPTQ: codes, scales, zero points, groups and biases
 
 A version is restored on the original as `load_model` gives it, so that tied weights stay tied and a
@@ -86,21 +87,43 @@ def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return cast if is_exact else tensor
 
 
-@torch.no_grad()
 def _with_matrices(checkpoint: Checkpoint, placement: Placement, stored: Stored) -> CompressedModel:
     model = load_model(checkpoint, placement)
-    left = set(_changed(stored.receipt, model))
+    _put(model, set(_changed(stored.receipt, model)), stored)
+    return CompressedModel(model, stored.receipt)
+
+
+# -- parameters ----------------------------------------------------------------------------------
+
+
+def _parameters(checkpoint: Checkpoint, made: CompressedModel) -> Iterator[tuple[str, Tensor]]:
+    narrow = stored_dtype(checkpoint.config, made.model.dtype)
+    for name, parameter in made.model.named_parameters():
+        yield name, _narrowed(_here(name, parameter), narrow)
+
+
+def _with_parameters(
+    checkpoint: Checkpoint, placement: Placement, stored: Stored
+) -> CompressedModel:
+    model = load_model(checkpoint, placement)
+    _put(model, {name for name, _ in model.named_parameters()}, stored)
+    return CompressedModel(model, stored.receipt)
+
+
+@torch.no_grad()
+def _put(model: Any, wanted: set[str], stored: Stored) -> None:  # noqa: ANN401
+    """Put stored tensors over a model's parameters; `UnfitError` unless they are those wanted."""
+    left = set(wanted)
     for name, tensor in stored.tensors:
         if name not in left:
-            raise UnfitError(f"{name} is no matrix that was compressed")
+            raise UnfitError(f"{name} is nothing that was changed")
         left.remove(name)
         parameter = _here(name, model.get_parameter(name))
         if parameter.shape != tensor.shape:
             raise UnfitError(f"{name}: {tuple(tensor.shape)} for {tuple(parameter.shape)}")
         parameter.copy_(tensor)
     if left:
-        raise UnfitError(f"{len(left)} matrices are missing, such as {min(left)}")
-    return CompressedModel(model, stored.receipt)
+        raise UnfitError(f"{len(left)} parameters are missing, such as {min(left)}")
 
 
 def _here(name: str, tensor: Tensor) -> Tensor:
@@ -186,5 +209,6 @@ def _fill(model: Any, stored: Stored) -> None:  # noqa: ANN401
 
 FORMS: dict[str, Form] = {
     "matrices": Form(_matrices, lambda _: {}, _with_matrices),
+    "parameters": Form(_parameters, lambda _: {}, _with_parameters),
     "packed": Form(_packed, _packed_settings, _with_packed),
 }

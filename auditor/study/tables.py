@@ -43,9 +43,16 @@ def _one_shot(*starts: str) -> Callable[[str], bool]:
     return lambda version: version.startswith(starts) and not is_recovered(version)
 
 
+def _is_four_bits(version: str) -> bool:
+    """4 bits are GPTQ's default, which a label leaves out."""
+    return version.startswith(("bnb-nf4", "bnb-fp4")) or (
+        version.startswith("gptq") and "bits=" not in version
+    )
+
+
 KINDS = (
     Kind("8 bits (LLM.int8, GPTQ)", _one_shot("bnb-int8", "gptq:bits=8")),
-    Kind("4 bits (NF4, FP4, GPTQ)", _one_shot("bnb-nf4", "bnb-fp4", "gptq:bits=4")),
+    Kind("4 bits (NF4, FP4, GPTQ)", _is_four_bits),
     Kind("3 bits (GPTQ)", _one_shot("gptq:bits=3")),
     Kind("pruning", _one_shot("prune-")),
     Kind("clustering", _one_shot("cluster")),

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from auditor.compress import VariantSpec
-from auditor.compress.options import Calibrated
 from auditor.compress.receipt import CalibrationUse
 from auditor.config import Shared, Source
 from auditor.errors import ConfigError, RecordsError
@@ -59,7 +58,7 @@ class Calibration:
 
 def kinds_of(specs: Iterable[VariantSpec]) -> set[str]:
     """The kinds of calibration texts that variants ask for: "given", "members", or none."""
-    return {spec.options.calibration for spec in specs if isinstance(spec.options, Calibrated)}
+    return {spec.calibration for spec in specs if spec.calibration is not None}
 
 
 def read_calibrations(
@@ -87,7 +86,7 @@ def read_calibrations(
     """
     found: dict[str, Calibration] = {}
     kinds = kinds_of(specs)
-    name = next((s.label for s in specs if isinstance(s.options, Calibrated)), "")
+    name = next((spec.label for spec in specs if spec.calibration is not None), "")
     cutter = _Cutter(config, tokenizer, min(config.calibration_tokens, context))
     if "members" in kinds:
         if not config.allow_calibration_on_members or records is None:

@@ -10,7 +10,7 @@ well, which nobody asked for, and its command line is its younger part.
 Nothing heavy is imported here: `compleak-llm --help` must answer at once.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -24,6 +24,7 @@ from auditor.shared_config import (
     Shared,
     Source,
     SourceField,
+    must_have_adapter,
 )
 from auditor.spellings import (
     Control,
@@ -48,6 +49,8 @@ __all__ = [
 
 Learner = Literal["logistic", "trees"]
 Trained = Literal["crossfit", "shadow"]
+# What is asked about an adapter: merged and then compressed, and QLoRA as it is served.
+WITH_ADAPTER = ("original", "bnb-nf4", "unmerged:bnb-nf4")
 RECORDS_MUST = "records must come from --members and --nonmembers together, or from --data alone"
 
 
@@ -66,7 +69,8 @@ class AuditConfig(Shared):
     variants: Annotated[tuple[str, ...], BeforeValidator(split_variants)] = Field(
         ("original",),
         description="Compressed versions, name[:key=value,...] with commas between; "
-        "`compleak-llm list variants` shows them. The original is always among them.",
+        "`compleak-llm list variants` shows them. The original is always among them. With "
+        "--adapter, bnb-nf4 and unmerged:bnb-nf4 too when left out.",
     )
     attacks: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
         (), description="Attacks by id with commas between; all that apply when left out."
@@ -204,6 +208,18 @@ class AuditConfig(Shared):
             if name not in ATTACKS:
                 raise unknown("attack", name, ATTACKS)
         return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _an_adapter_has_variants(cls, given: Any) -> Any:  # noqa: ANN401
+        if isinstance(given, dict) and given.get("adapter") and "variants" not in given:
+            return {**given, "variants": WITH_ADAPTER}
+        return given
+
+    @model_validator(mode="after")
+    def _an_adapter_is_there(self) -> "AuditConfig":
+        must_have_adapter(self.variant_specs, self.adapter)
+        return self
 
     @model_validator(mode="after")
     def _one_way_of_giving_records(self) -> "AuditConfig":

@@ -139,6 +139,8 @@ def factor(spec: VariantSpec, *, weights: float, device: str) -> float | None:
         weights: As in `Shape`.
         device: "cpu", or a GPU.
     """
+    if spec.over is not None:
+        return factor(spec.over, weights=weights, device=device)
     if isinstance(spec.options, Int8Options):
         found = LLM_INT8_ALONE if spec.options.threshold > 0 else LLM_INT8
     elif spec.id == "int8-dynamic":

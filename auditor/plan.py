@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from auditor.compress import COMPRESSORS
 from auditor.compress.checkpoint import Checkpoint, Placement
 from auditor.config import AuditConfig
 from auditor.cost import (
@@ -107,7 +106,7 @@ def _show_plan(
     tokens = int(records.n_tokens.sum())
     table = new_table("plan", "")
     members, nonmembers = records.summary.members, records.summary.nonmembers
-    table.add_row("model", f"{config.model} ({subjects.model.identity.model_type})")
+    _add_model(table, subjects.model)
     table.add_row("reference", config.reference or "none")
     table.add_row("device", f"{subjects.model.placement.device}, {subjects.model.identity.dtype}")
     if lies := foreseen(subjects.model.checkpoint, subjects.model.placement):
@@ -138,6 +137,14 @@ def _show_plan(
     for warned in records.warnings:
         table.add_row(warned.severity, warned.message)
     console.print(Harmless(table))
+
+
+def _add_model(table: Table, subject: "Subject") -> None:
+    checkpoint, kind = subject.checkpoint, subject.identity.model_type
+    adapter = checkpoint.adapter
+    table.add_row("model", f"{adapter.base.name if adapter else checkpoint.name} ({kind})")
+    if adapter is not None:
+        table.add_row("adapter", f"{adapter.name}, {adapter.n_parameters:,} parameters")
 
 
 def _add_questions(table: Table, config: AuditConfig, *, has_reference: bool) -> int:
@@ -335,8 +342,6 @@ def _add_cost(
 
 
 def _not_counted(config: AuditConfig) -> str:
-    slow = [
-        spec.label for spec in config.variant_specs if COMPRESSORS[spec.id].saved_as is not None
-    ]
+    slow = [spec.label for spec in config.variant_specs if (spec.over or spec).saved_as is not None]
     making = f"making the versions (long: {', '.join(slow)})" if slow else "making the versions"
     return f"not counted: loading, {making}, attacks and intervals"

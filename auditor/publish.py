@@ -67,21 +67,16 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
     from auditor.compress.checkpoint import (
         context_tokens,
         load_tokenizer,
-        open_checkpoint,
     )
     from auditor.compress.dispatch import must_hold, quantizations
     from auditor.compress.make import check_possible
     from auditor.compress.measure import stored_dtype
+    from auditor.compress.merged import open_audited
     from auditor.compress.quiet import quiet_transformers, quietly
     from auditor.environment import place
 
     out = _free(Path(config.out).expanduser())
-    checkpoint = open_checkpoint(
-        config.model,
-        model_args=config.model_args,
-        trust_remote_code=config.trust_remote_code,
-        allow_pickle=config.allow_pickle,
-    )
+    checkpoint = open_audited(config)
     check_possible(checkpoint, config.spec)
     tokenizer = load_tokenizer(checkpoint, config.model_args.get("tokenizer"))
     calibrations = read_calibrations(
@@ -100,7 +95,7 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
         changed=[config.spec.label] if in_place else (),
         quantized=quantizations([config.spec], placement),
     )
-    tell(f"making {config.spec.label} of {config.model}")
+    tell(f"making {config.spec.label} of {checkpoint.name}")
     made = Cache.of_user(tell).made(checkpoint, config.spec, placement, calibration=calibration)
     if made.cannot_save is not None:
         raise VariantError(

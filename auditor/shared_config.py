@@ -1,11 +1,13 @@
 """The options that several commands share, once; see `auditor.config`."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from auditor.compress import VariantSpec, parse_variant
 from auditor.devices import parse_max_memory
+from auditor.errors import ConfigError
 from auditor.spellings import MODEL_ARGS, parse_model_args, parse_source
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -123,6 +125,21 @@ class Shared(OfModel):
     allow_pickle: AllowPickle = False
 
 
+def must_have_adapter(specs: Iterable[VariantSpec], adapter: str | None) -> None:
+    """Refuse variants that need an adapter where there is none.
+
+    Raises:
+        ConfigError: There is such a variant.
+    """
+    found = next((spec for spec in specs if spec.over is not None), None)
+    if found is not None and adapter is None:
+        raise ConfigError(
+            "unmerged:VARIANT puts an adapter over a compressed base: --adapter must be given",
+            seen=f"{found.label} without --adapter",
+            fix="give --adapter DIR, or leave this variant out",
+        )
+
+
 class CompressConfig(Shared):
     """One variant, to be written as a folder that loads anywhere."""
 
@@ -130,6 +147,11 @@ class CompressConfig(Shared):
         description="The variant, name[:key=value,...]; `compleak-llm list variants` shows them."
     )
     out: str = Field(description="Folder to write; it must not be there yet.", min_length=1)
+
+    @model_validator(mode="after")
+    def _an_adapter_is_there(self) -> "CompressConfig":
+        must_have_adapter([self.spec], self.adapter)
+        return self
 
     @property
     def spec(self) -> VariantSpec:

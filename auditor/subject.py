@@ -19,6 +19,7 @@ from auditor.compress.checkpoint import (
 )
 from auditor.compress.dispatch import must_hold, quantizations, said_where
 from auditor.compress.make import check_possible
+from auditor.compress.merged import open_audited
 from auditor.compress.noise import imitate, noise_name
 from auditor.compress.options import CheckpointOptions
 from auditor.config import AuditConfig
@@ -74,8 +75,14 @@ class Subjects:
     @property
     def paths(self) -> dict[str, Path]:
         """Every checkpoint that was given, by its name."""
-        reference = [self.reference.checkpoint] if self.reference is not None else []
-        found = {one.name: one.path for one in (self.model.checkpoint, *reference)}
+        given, adapter = [self.model.checkpoint], self.model.checkpoint.adapter
+        if adapter is not None:  # what it was merged to holds nothing of its own
+            given = [adapter.base]
+        if self.reference is not None:
+            given.append(self.reference.checkpoint)
+        found = {one.name: one.path for one in given}
+        if adapter is not None:
+            found[adapter.name] = adapter.path
         for version in self.published.values():
             found[version.checkpoint.name] = version.path
         return found
@@ -127,18 +134,25 @@ def _open(config: AuditConfig, name: str, *, is_reference: bool) -> Subject:
     # The flags that name a part of the audited checkpoint say nothing about the reference.
     own = ("revision", "subfolder", "tokenizer")
     args = {k: v for k, v in config.model_args.items() if not (is_reference and k in own)}
-    checkpoint = open_checkpoint(
-        name,
-        model_args=args,
-        trust_remote_code=config.trust_remote_code,
-        allow_pickle=config.allow_pickle,
-    )
+    if is_reference:
+        checkpoint = open_checkpoint(
+            name,
+            model_args=args,
+            trust_remote_code=config.trust_remote_code,
+            allow_pickle=config.allow_pickle,
+        )
+    else:
+        checkpoint = open_audited(config)
     tokenizer = load_tokenizer(checkpoint, args.get("tokenizer"))
     context = context_tokens(checkpoint.config, tokenizer)
     placement = place(config, getattr(checkpoint.config, "dtype", None))
     identity = ModelIdentity(
-        name=name,
-        is_path=Path(name).expanduser().exists(),
+        name=checkpoint.name,
+        is_path=any(
+            Path(given).expanduser().exists()
+            for given in (name, None if is_reference else config.adapter)
+            if given is not None
+        ),
         model_type=str(checkpoint.config.model_type),
         sha256=checkpoint.sha256,
         tokenizer_sha256=tokenizer_sha256(tokenizer),
@@ -216,7 +230,7 @@ def passes(
         )
 
     def add_variant(name: str, subject: Subject, spec: VariantSpec) -> None:
-        calibration = calibrations.get(getattr(spec.options, "calibration", ""))
+        calibration = calibrations.get(spec.calibration or "")
         fingerprint = _fingerprint(subject, spec, records.summary.sha256)
         if COMPRESSORS[spec.id].requires or spec.id == "checkpoint":
             # Of the same weights, and yet one rounding apart in 16 bits.
@@ -265,7 +279,9 @@ def _fingerprint(subject: Subject, spec: VariantSpec, records_sha256: str) -> di
     The batch plan is not among it: no record's scores depend on its batch, because variants for
     which they would are scored one record at a time.
     """
-    libraries = ("torch", "transformers", *COMPRESSORS[spec.id].requires)
+    libraries = ["torch", "transformers", *spec.requires]
+    if subject.checkpoint.adapter is not None:
+        libraries.append("peft")
     return {
         "store": STORE_VERSION,
         "variant": spec.canonical,

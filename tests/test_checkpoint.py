@@ -198,7 +198,7 @@ def test_cut_off_weights(folder: Path, n_bytes: int) -> None:
 def test_adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
     message = refusal(folder)
-    assert "adapter" in message and "merge_and_unload" in message
+    assert "adapter" in message and "--model BASE --adapter" in message
 
 
 class Touch:

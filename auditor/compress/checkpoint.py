@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from auditor.compress.adapter import Adapter
     from auditor.compress.receipt import Receipt
     from auditor.devices import Spread
 
@@ -79,12 +80,13 @@ class Checkpoint:
 
     Attributes:
         name: The path or id as the user gave it.
-        path: The folder.
+        path: The folder; of a base with an adapter, the base's.
         config: Its transformers configuration.
         sha256: Over the weight files' contents and `config.json`, hex.
         load_args: Further arguments of `from_pretrained` (attn_implementation, trust_remote_code,
             use_safetensors).
         allow_pickle: Whether pickles may be read, of the checkpoint and of versions of it.
+        adapter: What is merged into the weights (`auditor.compress.merged`), if anything.
     """
 
     name: str
@@ -93,6 +95,20 @@ class Checkpoint:
     sha256: str
     load_args: dict[str, Any]
     allow_pickle: bool = False
+    adapter: "Adapter | None" = None
+
+    @property
+    def weights_path(self) -> Path:
+        """The folder that weights are read from; an adapter is merged when it is asked for first.
+
+        Raises:
+            CompleakError: The adapter cannot be merged.
+        """
+        if self.adapter is None:
+            return self.path
+        from auditor.compress.merged import merged_weights
+
+        return merged_weights(self, self.adapter)
 
 
 @dataclass(frozen=True)
@@ -244,10 +260,11 @@ def _read(checkpoint: Checkpoint, placement: Placement, **more: Any) -> "PreTrai
 
     must = f"{checkpoint.name} must hold weights that fit its config.json"
     loader: Any = AutoModelForCausalLM
+    folder = checkpoint.weights_path
 
     def load(where: dict[str, Any]) -> Any:  # noqa: ANN401
         return loader.from_pretrained(
-            checkpoint.path,
+            folder,
             dtype=placement.dtype,
             local_files_only=True,
             weights_only=True,

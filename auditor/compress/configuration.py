@@ -10,6 +10,7 @@ from auditor.errors import ModelError, first_line
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+ADAPTER_CONFIG = "adapter_config.json"
 CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
 
 
@@ -23,12 +24,13 @@ def check_whole_model(name: str, path: Path) -> None:
     Raises:
         ModelError: It holds an adapter, or no model.
     """
-    if (path / "adapter_config.json").is_file():
+    if (path / ADAPTER_CONFIG).is_file():
         # With this file there, transformers would load the model that it names, from anywhere.
         raise ModelError(
             f"{name} must be a whole model",
-            seen="adapter_config.json: it is an adapter, or holds one",
-            fix="merge it into its model first: peft's merge_and_unload(), then save_pretrained",
+            seen=f"{ADAPTER_CONFIG}: it is an adapter, or holds one",
+            fix=f"give the model that it was trained on, and it beside: --model BASE --adapter "
+            f"{name}",
         )
     if not (path / "config.json").is_file():
         raise ModelError(

@@ -187,12 +187,12 @@ def foreseen(checkpoint: "Checkpoint", placement: "Placement") -> str:
 
 def quantizations(specs: Iterable["VariantSpec"], placement: "Placement") -> dict[str, Any]:
     """By label, how transformers quantizes variants as it loads them over several devices."""
-    found = [spec for spec in specs if spec.id.startswith("bnb-")]
+    found = [one for one in ((s, s.over or s) for s in specs) if one[1].id.startswith("bnb-")]
     if placement.spread is None or not found:
         return {}
     from auditor.compress.bitsandbytes import config_of
 
-    kinds = {spec.label: (spec.id.removeprefix("bnb-"), spec.options) for spec in found}
+    kinds = {s.label: (over.id.removeprefix("bnb-"), over.options) for s, over in found}
     return {name: config_of(kind, more, placement) for name, (kind, more) in kinds.items()}
 
 

@@ -5,6 +5,7 @@
         manifest.json                  what it is, its receipt, size and SHA-256 of every file
     CACHE/gptq-1a2b3c4d5e6f7081.lock   held by whoever makes or removes it, released by the system
     CACHE/.gptq-1a2b3c4d5e6f7081.part  being written; renamed once it is whole
+    CACHE/merged-0f1e2d3c4b5a6978/     a base with its adapter: the files of a whole model
 
 Everything is for its owner alone, and nothing of it holds a text.
 """
@@ -35,7 +36,10 @@ OFF = "off"
 MANIFEST = "manifest.json"
 DIGITS = 16  # of a fingerprint's digest, in an entry's name
 NAME = re.compile(r"[A-Za-z0-9.=,_-]+-[0-9a-f]{16}")
-WEIGHTS = re.compile(r"weights-\d{5}\.safetensors")
+WEIGHTS = re.compile(
+    r"weights-\d{5}\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+    r"|(generation_)?config\.json"
+)
 # Bytes of tensors in a file at most, but for a single one that is larger: on a GPU's host so much
 # is held in memory at once.
 FILE_BYTES = 2**31
@@ -243,14 +247,23 @@ class Entry:
         Raises:
             OSError, SafetensorError: It cannot be written; nothing is left of it.
         """
+
+        def fill(part: Path) -> dict[str, File]:
+            files = {}
+            for number, group in enumerate(_groups(tensors)):
+                path = part / f"weights-{number:05d}.safetensors"
+                files[path.name] = _write_tensors(path, group)
+            return files
+
+        self.write_files(fill, **about)
+
+    def write_files(self, fill: Callable[[Path], dict[str, File]], **about: Any) -> None:  # noqa: ANN401
+        """The same with files that `fill` writes into the folder that it is given."""
         self.remove()  # it was found damaged, or is another version's
         self.remove_part()
         try:
             self.part.mkdir(mode=OWNERS_FOLDER)
-            files = {}
-            for number, group in enumerate(_groups(tensors)):
-                path = self.part / f"weights-{number:05d}.safetensors"
-                files[path.name] = _write_tensors(path, group)
+            files = fill(self.part)
             made_at = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = Manifest(files=files, made_at=made_at, sha256="", **about)
             manifest = manifest.model_copy(update={"sha256": manifest.digest()})
@@ -312,6 +325,11 @@ def _write_tensors(path: Path, group: "Mapping[str, Tensor]") -> File:
 
     begin_file(path, private=True)
     save_file(dict(group), path)
+    return file_of(path)
+
+
+def file_of(path: Path) -> File:
+    """A file that a library has written, for its owner alone and on the disk from now on."""
     path.chmod(OWNER_ALONE)  # whatever the library did with the file that it was given
     _sync(path)
     return File(n_bytes=path.stat().st_size, sha256=sha256_of(path))

@@ -38,9 +38,9 @@ def check_possible(checkpoint: Checkpoint, spec: VariantSpec) -> None:
     if quantized := quantization_of(checkpoint.config):
         raise already_quantized(checkpoint.name, quantized, spec.label)
     if spec.over is not None:
-        from auditor.compress.unmerged import must_have_adapter
+        from auditor.compress.unmerged import must_be_possible
 
-        must_have_adapter(checkpoint, spec.label)
+        must_be_possible(checkpoint, spec.label, spec.over)
     if missing := tuple(name for name in spec.requires if installed(name) is None):
         raise library_missing(spec.id, missing, f"{', '.join(missing)} is not installed")
     from auditor.compress.matrices import shapes

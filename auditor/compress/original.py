@@ -40,5 +40,6 @@ def make(
         batch_dependent=batch_dependent,
         repairs=repairs,
         left="the original is not compressed",
+        notes=[checkpoint.adapter.merged_note] if checkpoint.adapter is not None else [],
     )
     return CompressedModel(model, receipt)

@@ -20,7 +20,7 @@ def weight_files(name: str, path: Path, *, allow_pickle: bool) -> list[Path]:
     """
     files = _listed(name, path, "model.safetensors")
     for file in files:
-        _check_safetensors(name, file)
+        check_safetensors(name, file)
     if files:
         return files
     pickles = _listed(name, path, "pytorch_model.bin")
@@ -68,7 +68,12 @@ def _is_name(file: object) -> bool:
     return isinstance(file, str) and SHARD.fullmatch(file) is not None
 
 
-def _check_safetensors(name: str, file: Path) -> None:
+def check_safetensors(name: str, file: Path) -> None:
+    """Refuse a file that is no whole safetensors file.
+
+    Raises:
+        ModelError: It was cut off, or is something else.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

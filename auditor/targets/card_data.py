@@ -71,7 +71,7 @@ def from_card(model: str, folder: Path) -> CardData:
             return _lists_of(name, folder)
         except (CompleakError, OSError, *YAML_ERRORS) as error:
             problems.append(f"{name} ({_problem(error)})")
-    first = folder / names[0] if (folder / names[0]).is_dir() else names[0]
+    first = _local(names[0], folder) or names[0]
     raise ConfigError(
         RECORDS_MUST,
         seen=f"{none}, and no data set that its card names can be taken: {'; '.join(problems)}",
@@ -122,8 +122,8 @@ def _lists_of(name: str, folder: Path) -> CardData:
         ValueError: It is not here, or must not be read.
         RecordsError: It cannot be read, or has no train split.
     """
-    place = folder / name if is_inside(name) else None
-    if place is not None and place.is_dir():
+    place = _local(name, folder)
+    if place is not None:
         root = folder
     else:
         snapshot = cached_snapshot(name, kind="dataset") if HUB_ID.fullmatch(name) else None
@@ -137,6 +137,14 @@ def _lists_of(name: str, folder: Path) -> CardData:
     if other is None:
         raise ValueError(f"no split {' or '.join(OTHERS)} beside {TRAIN}: {', '.join(splits)}")
     return CardData(name, members, Source(path=str(place), split=other))
+
+
+def _local(name: str, folder: Path) -> Path | None:
+    """A data set's folder below the model's, or None."""
+    try:
+        return folder / name if is_inside(name) and (folder / name).is_dir() else None
+    except (OSError, ValueError):  # names that no folder can have
+        return None
 
 
 def _must_keep_to_itself(place: Path, root: Path) -> None:

@@ -8,6 +8,7 @@ from tests.fuzz import reads_checkpoints as checkpoints
 from tests.fuzz import reads_readme as cards
 from tests.fuzz import reads_results as results
 from tests.fuzz import reads_settings as typed
+from tests.fuzz import reads_targets as described
 from tests.fuzz.property import Target
 from tests.fuzz.reads_records import (
     array,
@@ -52,6 +53,8 @@ TARGETS: dict[str, Target] = {
     "bound": Target(
         typed.bound, lambda: _spelled("tpr=0.05@fpr=0.01", "auc=0.6", " auc=1"), "spelled"
     ),
+    "target-json": Target(described.described, described.descriptions, "json"),
+    "card-data": Target(described.card, described.cards, "markdown"),
     "audit-shown": Target(results.shown, results.results, "json"),
     "audit-carded": Target(results.carded, results.results, "json"),
     "audit-page": Target(results.paged, results.results, "json"),

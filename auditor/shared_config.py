@@ -83,7 +83,9 @@ class Shared(OfModel):
     members: SourceField | None = Field(
         None,
         description="Records that the model was trained on: a .jsonl, .json, .csv or .parquet "
-        "file, or a data set as PATH[,name=..][,split=..][,revision=..].",
+        "file, or a data set as PATH[,name=..][,split=..][,revision=..]. An audit that is given "
+        "no records takes those that target.json beside the model names, else the data sets of "
+        "its card.",
     )
     nonmembers: SourceField | None = Field(
         None, description="Records of the same kind that the model never saw; spelled as --members."

@@ -1,5 +1,6 @@
 """The demo: exchangeable letters, a target that is whole or made again, and the command."""
 
+import json
 import os
 import re
 import signal
@@ -16,10 +17,13 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from auditor import AuditConfig
 from auditor.cli import main
+from auditor.demo import demo_config
 from auditor.demo.letters import letters
 from auditor.demo.target import Size, make_target
 from auditor.run import read_result
+from auditor.targets.lists import with_records
 
 TINY = Size(
     n_base=40, n_members=60, n_nonmembers=60, vocabulary=300, width=32, layers=1, epochs=1,
@@ -48,16 +52,25 @@ def test_two_halves_cannot_be_told_apart() -> None:
 
 
 def test_a_target_is_made_once(tmp_path: Path) -> None:
-    target = make_target(tmp_path / "t", seed=1, size=TINY)
+    target = make_target(tmp_path / "target", seed=1, size=TINY)
     for path in (target.model, target.reference):
         model = AutoModelForCausalLM.from_pretrained(path)
         ids = AutoTokenizer.from_pretrained(path)("Dear Doctor,", return_tensors="pt")
         assert model(**ids).logits.isfinite().all()
     assert len(target.members.read_text().splitlines()) == 60
+    # The model alone is enough for an audit.
+    alone = with_records(AuditConfig(model=str(target.model))).config
+    assert alone == demo_config(tmp_path).model_copy(
+        update={"variants": ("original",), "output_path": alone.output_path}
+    )
+    # A target of an earlier version said no more than how it was made.
+    about = json.loads((target.folder / "target.json").read_text())
+    (target.folder / "target.json").write_text(json.dumps({"made_with": about["made_with"]}))
     before = (target.model / "model.safetensors").stat().st_mtime_ns
-    make_target(tmp_path / "t", seed=1, size=TINY)
+    make_target(tmp_path / "target", seed=1, size=TINY)
     assert (target.model / "model.safetensors").stat().st_mtime_ns == before
-    make_target(tmp_path / "t", seed=2, size=TINY)
+    assert with_records(AuditConfig(model=str(target.model))).source == "target.json"
+    make_target(tmp_path / "target", seed=2, size=TINY)
     assert (target.model / "model.safetensors").stat().st_mtime_ns != before
 
 

@@ -133,6 +133,16 @@ def test_the_models_folder_may_be_a_relative_path(
         assert Path(members.path).resolve() == (tmp_path / "members.jsonl").resolve()
 
 
+def test_an_adapters_folder_is_asked_before_its_bases(tmp_path: Path) -> None:
+    base = target(tmp_path)
+    adapter = describe(tmp_path / "adapter", {"audit": {**PART, "reference": None}})
+    members = settled(base, adapter=str(adapter)).config.members
+    assert members == Source(path=str(adapter / "members.jsonl"))
+    (adapter / "target.json").unlink()
+    members = settled(base, adapter=str(adapter)).config.members
+    assert members == Source(path=str(base / "members.jsonl"))
+
+
 DAMAGED: dict[str, tuple[Any, str]] = {
     "no json": ('{"audit": {', "must be a target.json as training writes it"),
     "no utf-8": ('{"audit": "\udcff"}', "must be a target.json"),

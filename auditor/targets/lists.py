@@ -78,8 +78,7 @@ def _with(given: dict[str, Any], found: dict[str, Any]) -> AuditConfig:
 
 def _folders(config: AuditConfig) -> Iterator[Path]:
     """Where target.json may lie: an adapter's folder knows better than its base's."""
-    adapter = getattr(config, "adapter", None)
-    if adapter and (folder := Path(adapter).expanduser()).is_dir():
+    if config.adapter and (folder := Path(config.adapter).expanduser()).is_dir():
         yield folder
     yield from _model_folders(config)
 

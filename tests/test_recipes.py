@@ -25,6 +25,8 @@ FILES = {"model": "m", "members": "a.jsonl", "nonmembers": "b.jsonl"}
 # differ in nothing but their variants.
 N, FEW = 50, 24
 LEARNED = {"gate", "quick", "single-gpu"}
+# A folder need not be there to be named.
+NEEDS_ADAPTER = {"adapter"}
 NAMES = sorted(recipes.names())
 AUDITS = [name for name in NAMES if not is_study(name)]
 # What these need has tests of its own: test_launched.py, test_scale.py, test_adapter.py.
@@ -41,6 +43,11 @@ SMALL = {
     "calibration_tokens": 32,
 }
 Given = dict[str, Any]
+
+
+def files(name: str) -> dict[str, str]:
+    """What a recipe must be given."""
+    return {**FILES, "adapter": "l"} if name in NEEDS_ADAPTER else dict(FILES)
 
 
 def flags(given: Given) -> list[str]:
@@ -121,7 +128,7 @@ def test_a_recipe_can_be_read_and_says_what_it_is(name: str) -> None:
     if is_study(name):
         assert read_study(name, {}).targets
         return
-    settled = recipes.configure(dict(FILES), recipe=name)
+    settled = recipes.configure(files(name), recipe=name)
     for spec in settled.variant_specs:
         assert spec.id in COMPRESSORS
     # Records are nobody's but the user's.
@@ -148,9 +155,9 @@ def test_any_key_is_overridden_and_a_path_is_as_good_as_a_name(tmp_path: Path) -
     for name in AUDITS:
         for key, value in recipes.load(name).items():
             needed = {"at_most": "auc=0.6"} if key == "fail_on" else {}
-            given = {**FILES, **needed, key: value}
+            given = {**files(name), **needed, key: value}
             other = recipes.configure(given, recipe="pruning").model_dump()[key]
-            assert other == recipes.configure(dict(FILES), recipe=name).model_dump()[key], key
+            assert other == recipes.configure(files(name), recipe=name).model_dump()[key], key
 
 
 def test_a_recipe_needs_no_records_where_the_model_names_them(

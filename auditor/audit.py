@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from auditor.calibration import Calibration
     from auditor.dist import Processes
     from auditor.judge import Findings
+    from auditor.lessons import Lessons
     from auditor.records import Records
-    from auditor.report.progress import Display
+    from auditor.report.progress import Display, Tell
     from auditor.scoring.variants import Pass
     from auditor.subject import Subjects
     from auditor.targets.lists import Listed
@@ -96,6 +97,7 @@ def _audit(listed: "Listed", ranks: "Processes", display: "Display") -> AuditRes
             subjects,
             records,
             calibrations=calibrations,
+            lessons=lessons_of(config, subjects, records, tell=display.note),
             root=root,
             tell=display.note,
         )
@@ -166,6 +168,17 @@ def calibrations_of(
         records=records,
         known=lambda: ((i, text.words) for i, _, text in records.stream()),
     )
+
+
+def lessons_of(
+    config: AuditConfig, subjects: "Subjects", records: "Records", *, tell: "Tell" = lambda _: None
+) -> "Lessons | None":
+    """What the audit's recovered versions and their controls are trained on; None without any."""
+    from auditor.lessons import lessons, members_of, recovers
+
+    if not recovers(config.variant_specs):
+        return None
+    return lessons(members_of(records), subjects.model.encoder, seed=config.seed, tell=tell)
 
 
 def _token_views(

@@ -1,5 +1,6 @@
 """What the reader must know before the figures: warnings, worst first."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from auditor.calibration import MEMBERS_SOURCE
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from auditor.blind import Blind
     from auditor.judge import Findings
     from auditor.records import Records
+    from auditor.results.figures import BeyondTraining
 
 # Below this share of what it could have compressed, a variant is worth a word.
 LITTLE = 0.5
@@ -31,7 +33,13 @@ FROM_CARD = (
 RETRAIN = (
     "To tell compression from training further: train the model on its members for as many steps "
     "as a recovered variant was, without compressing it, and give it as a variant, "
-    "checkpoint:PATH. Its rows then stand beside the compressed ones, against the same original."
+    "checkpoint:PATH. Its rows then stand beside the compressed ones, against the same original. "
+    "Of variants that are trained here (recover=) --controls retrain makes it by itself."
+)
+TRAINED = (
+    "{control} is the original, trained on the members by the steps of {variants} and not "
+    "compressed: a control, and nothing to publish. A recovered variant leaks more than it only if "
+    "compression did it."
 )
 
 
@@ -47,7 +55,8 @@ def caveats(
         *_of_card(records),
         *records.warnings,
         *blind.warnings,
-        *_of_leakage(findings.judged.leakage if findings.judged else None, config),
+        *_of_training(config, findings.beyond_training),
+        *_of_leakage(findings.judged.leakage if findings.judged else None),
     ]
     for variant in findings.variants:
         found += _variant_warnings(variant)
@@ -135,10 +144,40 @@ def _variant_warnings(variant: VariantResult) -> list[Warned]:
     return found
 
 
-def _of_leakage(leakage: Leakage | None, config: AuditConfig) -> list[Warned]:
+def _of_training(config: AuditConfig, beyond: "Sequence[BeyondTraining]") -> list[Warned]:
+    """What training after compression, and what compression itself, has done."""
+    recovered = [s.label for s in config.variant_specs if s.recovery and not s.is_control]
+    if "retrain" in config.controls and not recovered:
+        return [Warned(code="retrain", message=RETRAIN, severity="info")]
+    said = []
+    for control in dict.fromkeys(item.against for item in beyond):
+        alike = dict.fromkeys(item.variant for item in beyond if item.against == control)
+        said.append(TRAINED.format(control=control, variants=", ".join(alike)))
+    said += [_beyond(item, 1 - config.confidence) for item in beyond if item.family == "primary"]
+    if recovered and not beyond:
+        said.append(
+            f"{', '.join(recovered)}: trained on the members after compression, and what training "
+            "alone gives away was not measured beside it (--controls retrain)."
+        )
+    return [Warned(code="retrain", message=sentence, severity="info") for sentence in said]
+
+
+def _beyond(item: "BeyondTraining", level: float) -> str:
+    """What a recovered variant gives away beside the original that was trained as it was."""
+    found, p = item.difference, item.p_adjusted
+    if found.value is None or p is None:
+        return f"{item.variant} was not compared with {item.against}: {found.absent}."
+    more = "more" if found.value > 0 else "less"
+    word = f"gives away {more} than" if p < level else "is not shown to differ from"
+    inside = "" if found.low is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    return (
+        f"{item.variant} {word} {item.against}, alone: AUC of {item.attack} "
+        f"{found.value:+.3f}{inside}, p = {p:.3g} (Holm)."
+    )
+
+
+def _of_leakage(leakage: Leakage | None) -> list[Warned]:
     found: list[Warned] = []
-    if "retrain" in config.controls:
-        found.append(Warned(code="retrain", message=RETRAIN, severity="info"))
     if leakage is None:
         return found
     for control in leakage.controls:

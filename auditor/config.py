@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from auditor.compress import VariantSpec, parse_variants
+from auditor.compress import VariantSpec, controls_of, parse_variants
 from auditor.errors import ConfigError, unknown
 from auditor.shared_config import (
     DTYPES,
@@ -130,8 +130,8 @@ class AuditConfig(Shared):
     controls: Annotated[tuple[Control, ...], BeforeValidator(split_controls)] = Field(
         (),
         description="Controls that cost a pass: noise adds, for every variant, the original plus "
-        "random noise of the same norm per matrix; retrain says how to add a model that was only "
-        "trained further.",
+        "random noise of the same norm per matrix; retrain, for every training that follows a "
+        "compression (recover=), the original trained by the same steps without it.",
     )
     fpr: Annotated[tuple[float, ...], BeforeValidator(split_names)] = Field(
         (0.001, 0.01, 0.05), description="False positive rates at which the TPR is reported."
@@ -288,7 +288,7 @@ class AuditConfig(Shared):
                 seen="--no-releases",
                 fix="leave it out, or ask `compleak-llm release` later",
             )
-        labels = {spec.label for spec in self.variant_specs}
+        labels = {spec.label for spec in self.variant_specs if not spec.is_control}
         if missing := [name for name in self.release if name not in labels]:
             raise unknown("version of this audit", missing[0], labels)
         return self
@@ -330,5 +330,7 @@ class AuditConfig(Shared):
 
     @property
     def variant_specs(self) -> tuple[VariantSpec, ...]:
-        """The variants, parsed, the original first."""
-        return parse_variants(list(self.variants))
+        """The variants, parsed, the original first, and the trained controls last."""
+        specs = parse_variants(list(self.variants))
+        added = controls_of(specs) if "retrain" in self.controls else ()
+        return tuple(dict.fromkeys([*specs, *added]))

@@ -15,6 +15,7 @@ from auditor.environment import installed, processor, versions
 from auditor.errors import CompleakError, first_line
 from auditor.lessons import Lessons
 from auditor.report.catalogue import new_table
+from auditor.scoring.encode import Encoded
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,

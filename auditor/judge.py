@@ -1,6 +1,6 @@
 """From stored scores to the result: attacks, figures, comparisons, warnings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from auditor.attacks.signals import Signals, applicable, compute_signals
@@ -18,7 +18,8 @@ from auditor.results import (
     TokenView,
     VariantResult,
 )
-from auditor.stats.figures import attack_result, compare
+from auditor.results.figures import BeyondTraining
+from auditor.stats.figures import attack_result, compare, compare_trained
 from auditor.store import REFERENCE, Manifest
 from auditor.subject import Subjects
 from auditor.workers import in_order
@@ -50,6 +51,7 @@ class Findings(NamedTuple):
         stored: Folder of every version's token statistics, in `tokens/`.
         without_noise: Controls that were asked for and are not there, with the reason.
         judged: What versions give away beside each other and together, where it was asked for.
+        beyond_training: Each recovered variant against the original trained by the same steps.
     """
 
     signals: dict[str, Signals]
@@ -62,6 +64,7 @@ class Findings(NamedTuple):
     stored: dict[str, str]
     without_noise: dict[str, str]
     judged: "Judged | None" = None
+    beyond_training: "Sequence[BeyondTraining]" = ()
 
 
 def choose_attacks(
@@ -142,15 +145,17 @@ def judge(
 
     variants = list(in_order(judged_alone, config.variant_specs))
     usable = {result.variant for result in variants if result.status == "ok"}
-    comparisons = compare(
-        {name: found.by_attack for name, found in signals.items() if name in usable},
-        records.is_member,
-        original=ORIGINAL,
-        primary=primary,
-        fprs=config.fpr,
-        confidence=config.confidence,
-        draws=config.bootstrap,
-        seed=config.seed,
+    by_attack = {name: found.by_attack for name, found in signals.items() if name in usable}
+    how: dict[str, Any] = {
+        "primary": primary,
+        "fprs": config.fpr,
+        "confidence": config.confidence,
+        "draws": config.bootstrap,
+        "seed": config.seed,
+    }
+    comparisons = compare(by_attack, records.is_member, original=ORIGINAL, **how)
+    beyond_training = compare_trained(
+        by_attack, records.is_member, controls=_trained_alike(config, usable), **how
     )
     identities = {
         name: manifests[name].identity for name in (ORIGINAL, REFERENCE) if name in manifests
@@ -169,12 +174,24 @@ def judge(
             for name, found in manifests.items()
             if is_noise(name) and found.status == "broken"
         },
+        beyond_training=beyond_training,
     )
     if making is None:
         return found
     blocks = making.made()
     judged = _beyond(config, records, plan, found, subjects, blocks=blocks, shadows=shadows)
     return found._replace(judged=judged)
+
+
+def _trained_alike(config: AuditConfig, usable: Collection[str]) -> dict[str, str]:
+    """By recovered variant, the original that was trained by the same steps, where it is there."""
+    specs = [spec for spec in config.variant_specs if spec.recovery and spec.label in usable]
+    controls = {spec.recovery: spec.label for spec in specs if spec.is_control}
+    return {
+        spec.label: controls[spec.recovery]
+        for spec in specs
+        if not spec.is_control and spec.recovery in controls
+    }
 
 
 def _variant(
@@ -295,6 +312,7 @@ def assemble(
         confidence=config.confidence,
         variants=findings.variants,
         comparisons=findings.comparisons,
+        beyond_training=list(findings.beyond_training),
         leakage=findings.judged.leakage if findings.judged is not None else None,
         token_views=token_views,
         stored=findings.stored,

@@ -119,7 +119,7 @@ def _show_plan(
         f"{tokens:,} counted, {tokens / len(records):,.1f} a record, at most "
         f"{subjects.model.encoder.max_length:,}",
     )
-    table.add_row("variants", "\n".join(config.variants))
+    table.add_row("variants", "\n".join(spec.label for spec in config.variant_specs))
     for kind, calibration in calibrations.items():
         used = calibration.use
         said = f"{used.n_samples} x {used.n_tokens // used.n_samples} tokens of {used.source}"
@@ -153,12 +153,13 @@ def _add_questions(table: Table, config: AuditConfig, *, has_reference: bool) ->
 
     from auditor.leakage.questions import questions
     from auditor.leakage.wanted import is_wanted, may_ask
+    from auditor.subject import noisy
 
     if not is_wanted(config):
         return 0
     table.add_row("settings", f"{', '.join(config.settings)}; {', '.join(config.supervisions)}")
     labels = [spec.label for spec in config.variant_specs]
-    noises = {name: name for name in labels[1:]} if "noise" in config.controls else {}
+    noises = {spec.label: spec.label for spec in noisy(config)}
     asked = questions(labels, settings=config.settings, with_reference=has_reference, noises=noises)
     counts = Counter(one.question for one in asked if one.primary and may_ask(config, one.stronger))
     for place, (question, count) in enumerate(counts.items()):
@@ -174,7 +175,7 @@ def _add_power(
     from auditor.stats.power import detectable_difference, placement_correlation, refused_rates
 
     n_members, n_nonmembers = int(is_member.sum()), int((~is_member).sum())
-    n_variants = len(config.variants) - 1
+    n_variants = len(config.variant_specs) - 1
     if n_variants:
         found = {
             correlation: detectable_difference(
@@ -236,6 +237,7 @@ def works_of(config: AuditConfig, subjects: "Subjects", records: "Records") -> l
     """Every pass of the audit, in operations."""
     from auditor.compress.matrices import skeleton
     from auditor.probe import shape_of
+    from auditor.subject import noisy
 
     lengths = records.n_tokens
     tokens = int(lengths.sum())
@@ -245,8 +247,7 @@ def works_of(config: AuditConfig, subjects: "Subjects", records: "Records") -> l
         Work(tokens, once, factor(spec, weights=shape.weights, device=device))
         for spec in config.variant_specs
     ]
-    if "noise" in config.controls:
-        found += [Work(tokens, once)] * (len(config.variants) - 1)
+    found += [Work(tokens, once)] * len(noisy(config))
     if subjects.reference is not None:
         shape = shape_of(skeleton(subjects.reference.checkpoint))
         if not subjects.same_tokens:

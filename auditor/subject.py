@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from auditor.compress import COMPRESSORS, VariantSpec
-from auditor.compress.cache import Cache
+from auditor.compress.cache import Cache, learned_of
 from auditor.compress.checkpoint import (
     Checkpoint,
     CompressedModel,
@@ -34,6 +34,7 @@ from auditor.store import REFERENCE, STORE_VERSION, VariantStore, plan_shards
 if TYPE_CHECKING:
     from auditor.calibration import Calibration
     from auditor.compress.published import Published
+    from auditor.lessons import Lessons
     from auditor.records import Records
 
 Make = Callable[[Checkpoint, Placement], CompressedModel]
@@ -120,8 +121,14 @@ def _changed(config: AuditConfig) -> list[str]:
     """Labels of what changes the original's weights where they lie: variants, and controls."""
     specs = config.variant_specs
     found = [spec.label for spec in specs if COMPRESSORS[spec.id].in_place]
-    noisy = specs[1:] if "noise" in config.controls else ()
-    return [*found, *(noise_name(spec.label) for spec in noisy)]
+    return [*found, *(noise_name(spec.label) for spec in noisy(config))]
+
+
+def noisy(config: AuditConfig) -> list[VariantSpec]:
+    """The variants that noise of the same norm is laid beside: those that are compressed."""
+    if "noise" not in config.controls:
+        return []
+    return [spec for spec in config.variant_specs[1:] if not spec.is_control]
 
 
 def _identify(options: CheckpointOptions, model: Subject) -> "Published":
@@ -194,6 +201,7 @@ def passes(
     records: "Records",
     *,
     calibrations: "Mapping[str, Calibration]",
+    lessons: "Lessons | None" = None,
     root: Path,
     tell: Tell = lambda _: None,
 ) -> dict[str, Pass]:
@@ -239,11 +247,12 @@ def passes(
             fingerprint["calibration"] = calibration.use.sha256
         if version := subjects.published.get(spec.label):
             fingerprint["checkpoint"] = version.checkpoint.sha256
-        beside = COMPRESSORS[spec.id].beside and subject is subjects.model
+        fingerprint |= learned_of(spec, lessons)
+        beside = spec.beside and subject is subjects.model
         add(
             name,
             subject,
-            lambda c, p: cache.made(c, spec, p, calibration=calibration),
+            lambda c, p: cache.made(c, spec, p, calibration=calibration, lessons=lessons),
             fingerprint,
             beside=beside,
         )
@@ -267,9 +276,8 @@ def passes(
         add_variant(REFERENCE, subjects.reference, original)
     for spec in others:
         add_variant(spec.label, subjects.model, spec)
-    if "noise" in config.controls:
-        for spec in others:
-            add_noise(found[spec.label].store)
+    for spec in noisy(config):
+        add_noise(found[spec.label].store)
     return found
 
 

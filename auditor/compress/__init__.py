@@ -207,7 +207,7 @@ class VariantSpec:
     @property
     def is_control(self) -> bool:
         """Whether it is there to be compared with, and nobody would publish it."""
-        return self.id == CONTROL
+        return is_retrained(self.id)
 
     @property
     def saved_as(self) -> str | None:
@@ -253,6 +253,21 @@ class VariantSpec:
             if key != first and options[key] is not None
         ]
         return f"{self.id}:{','.join(pairs)}" if pairs else self.id
+
+
+def is_retrained(name: str) -> bool:
+    """Whether a version, by its name, is the original that was only trained further."""
+    return name.partition(":")[0] == CONTROL
+
+
+def controls_of(specs: Iterable[VariantSpec]) -> tuple[VariantSpec, ...]:
+    """For every training that follows a compression, the same training without compression."""
+    recoveries = dict.fromkeys(spec.recovery for spec in specs if not spec.is_control)
+    return tuple(
+        VariantSpec(CONTROL, RetrainOptions(recover=one.epochs, recover_lr=one.rate))
+        for one in recoveries
+        if one is not None
+    )
 
 
 def spell(value: object) -> str:

@@ -43,6 +43,7 @@ from auditor.compress.options import (
     Recovery,
     RetrainOptions,
 )
+from auditor.compress.quiet import quietly
 from auditor.compress.receipt import Receipt
 from auditor.errors import VariantError
 from auditor.lessons import Lessons
@@ -253,7 +254,8 @@ def share_of_rate(step: int, n_steps: int) -> float:
 
 def _gradients(model: Any, rows: Sequence[Encoded], autocast: torch.dtype | None) -> float:  # noqa: ANN401
     """Add up the gradients of a batch's mean loss per learned token; the loss, in nats."""
-    from auditor.targets.training import IGNORED, collate, row_of
+    with quietly():  # what it imports speaks of kernels that are not here
+        from auditor.targets.training import IGNORED, collate, row_of
 
     n_learned, total = sum(len(row.ids) - row.first for row in rows), 0.0
     first = next(model.parameters())

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from auditor.compress import is_retrained
 from auditor.leakage.blocks import Blocks
 from auditor.leakage.crossfit import Fitted, Learned, best_inside, cross_fit, learned, stacked
 from auditor.leakage.folds import Folds
@@ -161,6 +162,11 @@ def _fit_alone(
     """`cross_fit` on one thread."""
     with one_thread():
         return cross_fit(features, is_member, folds, trees=trees, strengths=strengths)
+
+
+def published(order: Sequence[str]) -> tuple[str, ...]:
+    """The versions that somebody could publish: not what was only trained further, a control."""
+    return tuple(name for name in order if not is_retrained(name))
 
 
 def in_order(held: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:

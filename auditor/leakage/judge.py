@@ -13,7 +13,7 @@ from scipy.special import expit
 from auditor.attacks import ATTACKS
 from auditor.config import AuditConfig
 from auditor.errors import RecordsError
-from auditor.leakage.attackers import Attackers, Holding
+from auditor.leakage.attackers import Attackers, Holding, published
 from auditor.leakage.blocks import Blocks, read_blocks
 from auditor.leakage.bounds import parse_bound
 from auditor.leakage.columns import columns_of
@@ -118,7 +118,7 @@ def judge_leakage(
     with one_thread() if case.attackers else nullcontext():
         found = _found(case)
         main: Supervision = next(iter(case.attackers), "none")
-        columns = columns_of(found, case.evidence.order, main=main)
+        columns = columns_of(found, published(case.evidence.order), main=main)
         return Judged(_leakage(case, found), columns, _together(case, found))
 
 
@@ -266,13 +266,13 @@ def _best(case: Case, found: list[Found]) -> BestOf | None:
     """The best training-free attack on one version or two, its selection paid for."""
     named = [
         (attack, [version], signal)
-        for version in case.evidence.order
+        for version in published(case.evidence.order)
         for attack, signal in case.evidence.signals[version].items()
     ]
     named += [
         (one.attack, list(one.holding.versions), one.signal)
         for one in found
-        if one.supervision == "none"
+        if one.supervision == "none" and published(one.holding.versions) == one.holding.versions
     ]
     if not named:
         return None
@@ -294,16 +294,17 @@ def _best(case: Case, found: list[Found]) -> BestOf | None:
 
 
 def _everything(case: Case) -> Holding:
-    return Holding(case.evidence.order, case.has_reference)
+    return Holding(published(case.evidence.order), case.has_reference)
 
 
 def _exposed(case: Case) -> Exposed | None:
     main = case.main
-    if main is None or not wants(case.config, "combined") or len(case.evidence.order) < 2:
+    everything = _everything(case)
+    if main is None or not wants(case.config, "combined") or len(everything.versions) < 2:
         return None
     alone = Holding(case.evidence.order[:1], case.has_reference)
     is_member, original = case.evidence.is_member, main.learned(alone)
-    together = main.learned(_everything(case))
+    together = main.learned(everything)
     found = find_exposed(
         case.evidence.ids, is_member, original.signal, together.signal, fprs=case.config.fpr
     )
@@ -322,7 +323,8 @@ def _exposed(case: Case) -> Exposed | None:
 def releases_of(case: Case) -> Releases | None:
     """Which versions can be published together; None where learned attacks are not there."""
     main, config = case.main, case.config
-    if main is None or not wants(config, "combined") or len(case.evidence.order) < 2:
+    is_one = len(_everything(case).versions) < 2
+    if main is None or not wants(config, "combined") or is_one:
         return None
     if not config.releases:
         return None
@@ -346,14 +348,14 @@ def _primary_signals(case: Case, found: list[Found]) -> list[tuple[str, list[str
     named += [
         (one.attack, list(one.holding.versions), one.signal)
         for one in found
-        if one.attack == "mean-rank" and one.holding.versions == evidence.order
+        if one.attack == "mean-rank" and one.holding.versions == published(evidence.order)
     ]
     return named
 
 
 def _together(case: Case, found: list[Found]) -> dict[str, Float64]:
     """What each record gives away under NR, SR and MR."""
-    order, beside, main = case.evidence.order, case.has_reference, case.main
+    order, beside, main = published(case.evidence.order), case.has_reference, case.main
     columns = {
         one.attack: one.signal
         for one in found

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
-from auditor.leakage.attackers import Attackers, Holding
+from auditor.leakage.attackers import Attackers, Holding, published
 from auditor.leakage.crossfit import Learned
 from auditor.leakage.settings import Levels, learned_attack
 from auditor.results import Estimate, LeakageComparison
@@ -49,7 +49,8 @@ def questions(
 
     Where there is a reference, what SR adds to NR and MR to SR is asked without it in the primary
     family, and again beside it in the secondary one; what they add to original and reference is
-    primary.
+    primary. What was only trained further is a control: it is asked about as a variant, and is
+    nothing that an attacker holds together with others.
 
     Args:
         order: The versions, the original first.
@@ -58,11 +59,13 @@ def questions(
         noises: By variant, the version that is the original with noise of the same norm.
     """
     original, *variants = order
+    together = published(order)
     asked: list[Asked] = []
     for beside in (False, True) if with_reference else (False,):
         alone = Holding((original,), beside)
         pairs = {name: Holding((original, name), beside) for name in variants}
-        everything, only_variants = Holding(tuple(order), beside), Holding(tuple(variants), beside)
+        everything = Holding(together, beside)
+        only_variants = Holding(together[1:], beside)
         if "SR" in settings:
             asked += [
                 Asked("SR over NR", pair, (alone, Holding((name,), beside)), primary=not beside)
@@ -82,12 +85,12 @@ def questions(
             asked += [
                 Asked("SR over original and reference", pair, (alone,)) for pair in pairs.values()
             ]
-        if "MR" in settings and len(variants) > 1:
-            over_pairs = tuple(pairs.values())
+        if "MR" in settings and len(together) > 2:
+            over_pairs = tuple(pairs[name] for name in together[1:])
             asked.append(Asked("MR over SR", everything, over_pairs, primary=not beside))
             if beside:
                 asked.append(Asked("MR over original and reference", everything, (alone,)))
-        if "MR" in settings and variants:
+        if "MR" in settings and len(together) > 1:
             asked.append(Asked("variants over original", only_variants, (alone,), primary=False))
     return asked
 

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from auditor.compress import is_retrained
 from auditor.compress.noise import is_noise
 from auditor.errors import ConfigError, unknown
 from auditor.leakage.advice import advise, described
@@ -53,7 +54,7 @@ def judge_releases(
 ) -> Releases:
     """Judge every set of versions, up to 8 variants; above, those that a beam search finds.
 
-    Versions that are noise are controls and never part of a release.
+    Controls, noise and what was only trained further, are never part of a release.
 
     Args:
         attackers: All attackers.
@@ -117,8 +118,8 @@ def _judge(
 
 
 def is_control(name: str) -> bool:
-    """Whether a version is the original with noise, which nobody publishes."""
-    return is_noise(name)
+    """Whether a version is the original with noise, or only trained further: nobody's release."""
+    return is_noise(name) or is_retrained(name)
 
 
 def gate_broken(releases: Releases, fail_on: Literal["over", "undecided"]) -> str | None:

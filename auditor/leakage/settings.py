@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from auditor.attacks.combined import mean_rank
-from auditor.leakage.attackers import Attackers, Holding
+from auditor.leakage.attackers import Attackers, Holding, published
 from auditor.leakage.learners import Float64
 from auditor.results import AttackResult, Estimate, SettingResult
 from auditor.results.leakage import Setting, Supervision
@@ -89,15 +89,17 @@ def training_free(
     for attack, by_variant in attackers.blocks.gaps.items():
         for name in variants:
             yield Found("SR", attack, Holding((original, name)), "none", by_variant[name])
+    together = published(attackers.order)
+    by_name = dict(zip(attackers.order, primary, strict=True))
     for skipped in (0, 1):
-        held = attackers.order[skipped:]
+        held = together[skipped:]
         if len(held) > 1:
             yield Found(
                 "MR",
                 "mean-rank",
                 Holding(held, primary_holds_reference),
                 "none",
-                mean_rank(np.stack(primary[skipped:])),
+                mean_rank(np.stack([by_name[name] for name in held])),
             )
 
 
@@ -106,6 +108,7 @@ def holdings(
 ) -> list[Holding]:
     """The learned attackers of an audit, with and without the reference where there is one."""
     original, *variants = attackers.order
+    together = published(attackers.order)
     found: list[Holding] = []
     for beside in (False, True) if with_reference else (False,):
         if "NR" in settings:
@@ -115,7 +118,7 @@ def holdings(
         if "MR" in settings:
             found += [
                 Holding(held, beside)
-                for held in (tuple(attackers.order), tuple(variants))
+                for held in (together, together[1:])
                 # Two versions with the original are SR; one is NR.
                 if len(held) > 2 or (len(held) == 2 and held[0] != original)
             ]

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from auditor.compress import is_retrained
 from auditor.results import AttackResult, AuditResult, Estimate
 from auditor.results.leakage import Question
 
@@ -88,6 +89,7 @@ def read_claims(result: AuditResult) -> Claims:
         for item in result.comparisons
         if item.family == "primary"
         and item.metric == AUC
+        and not is_retrained(item.variant)  # it is compared with the recovered ones, and is none
         and (item.variant not in by_name or by_name[item.variant].status == "ok")
         and item.difference.value is not None
     ]
@@ -131,7 +133,7 @@ def _gains(
     for item in result.leakage.comparisons if result.leakage is not None else []:
         if item.family != "primary" or item.metric != AUC or item.question not in GAINS:
             continue
-        if item.difference.value is None:
+        if item.difference.value is None or any(map(is_retrained, item.versions)):
             continue
         answers = found.setdefault(item.question, {})
         p_values.append(item.p_adjusted)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from auditor.caveats import ALLOWED
+from auditor.compress import is_retrained
 from auditor.leakage.bounds import AUC, bound_in_words, estimate_in_words, metric_in_words
 from auditor.leakage.sets import Figures
 from auditor.report.answer import answer
@@ -224,6 +225,7 @@ def _worst(result: AuditResult, *, may_claim: bool) -> Key | None:
         if item.attack == result.primary_attack
         and item.metric == "auc"
         and item.difference.value is not None
+        and not is_retrained(item.variant)
     ]
     if not primary:
         return None

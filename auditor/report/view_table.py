@@ -25,6 +25,7 @@ from auditor.results import (
     LeakageComparison,
     SettingResult,
 )
+from auditor.results.figures import BeyondTraining
 
 SUPERVISION = {"none": "none", "crossfit": "cross-fitted", "shadow": "shadow audits"}
 NO_MODEL = "no model: the records alone"
@@ -66,6 +67,7 @@ def figures_grid(result: AuditResult) -> Grid:
 def comparisons_grid(result: AuditResult) -> Grid:
     """Every paired comparison that has a figure."""
     rows = [_compared(result, item) for item in result.comparisons if _has_figure(item)]
+    rows += [_compared(result, item) for item in result.beyond_training if _has_figure(item)]
     leakage = result.leakage
     if leakage is not None:
         rows += [_asked(result, item) for item in leakage.comparisons if _has_figure(item)]
@@ -82,7 +84,7 @@ def comparisons_grid(result: AuditResult) -> Grid:
         Column("p (Holm)", "number"),
         Column("Family", "word"),
     ]
-    every: list[Comparison | LeakageComparison] = [*result.comparisons]
+    every: list[Comparison | LeakageComparison] = [*result.comparisons, *result.beyond_training]
     every += leakage.comparisons if leakage is not None else []
     absent = {item.difference.absent for item in every}
     notes = [
@@ -285,6 +287,7 @@ def _has_figure(item: Comparison | LeakageComparison) -> bool:
 
 
 def _compared(result: AuditResult, item: Comparison) -> Row:
+    against = item.against if isinstance(item, BeyondTraining) else "the original"
     return _comparison(
         result,
         item,
@@ -294,7 +297,7 @@ def _compared(result: AuditResult, item: Comparison) -> Row:
             text_cell(item.attack),
             text_cell(SUPERVISION["none"]),
             text_cell(_has_reference(item.attack)),
-            text_cell("the original, same attack"),
+            text_cell(f"{against}, same attack"),
         ],
         setting="NR",
         versions=[item.variant],

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from auditor.compress.receipt import Receipt
-from auditor.results.figures import AttackResult, Comparison, Estimate, Result
+from auditor.results.figures import AttackResult, BeyondTraining, Comparison, Estimate, Result
 from auditor.results.leakage import Leakage
 
 SCHEMA_VERSION = "1"
@@ -219,6 +219,11 @@ class AuditResult(Result):
     confidence: float = Field(description="Level of every interval.")
     variants: list[VariantResult] = Field(description="The original first.")
     comparisons: list[Comparison] = Field(description="Each variant against the original.")
+    beyond_training: list[BeyondTraining] = Field(
+        default_factory=list,
+        description="Each version that was trained on the members after compression, against the "
+        "original trained by the same steps without: what is left of it is compression's.",
+    )
     leakage: Leakage | None = Field(
         default=None,
         description="What versions give away beside each other and together; null where only one "

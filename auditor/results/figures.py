@@ -47,3 +47,9 @@ class Comparison(Result):
     family: Literal["primary", "secondary"] = Field(
         description="primary: the one comparison per variant named before the run."
     )
+
+
+class BeyondTraining(Comparison):
+    """A recovered version against the original that was trained by the same steps."""
+
+    against: str = Field(description="That control: differences are the variant minus it.")

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from auditor.results import AttackResult, Comparison, Estimate
+from auditor.results.figures import BeyondTraining
 from auditor.stats.paired import PairedTest, holm, paired_auc, paired_tpr
 from auditor.stats.roc import auc_estimate, balanced_accuracy_estimate, tpr_estimate
 from auditor.stats.sides import ascending
@@ -198,6 +199,31 @@ def compare(
         )
         for (variant, attack), tests in zip(asked, in_order(test_one, asked), strict=True)
         for metric, test in tests.items()
+    ]
+    return adjusted(found)
+
+
+def compare_trained(
+    signals: Mapping[str, Mapping[str, Float64]],
+    is_member: npt.NDArray[np.bool_],
+    *,
+    controls: Mapping[str, str],
+    **how: Any,  # noqa: ANN401 - further arguments of `compare`
+) -> list[BeyondTraining]:
+    """Each recovered version against its control; a question, and two families, of their own.
+
+    Args:
+        signals: As for `compare`.
+        is_member: As for `compare`.
+        controls: The original trained by the same steps, by version.
+        how: Further arguments of `compare`.
+    """
+    found = [
+        BeyondTraining(against=control, **item.model_dump())
+        for version, control in controls.items()
+        for item in compare(
+            {name: signals[name] for name in (control, version)}, is_member, original=control, **how
+        )
     ]
     return adjusted(found)
 

@@ -185,13 +185,14 @@ def hub_cache(root: Path, kind: str, name: str, source: Path) -> None:
 
 
 SETTLE = """
-import json, socket, sys
+import json, socket
 from auditor import AuditConfig
 from auditor.targets.lists import with_records
 def refused(*_, **__): raise AssertionError("the network was asked")
 socket.socket.connect = socket.getaddrinfo = refused
-found = with_records(AuditConfig(model=sys.argv[1]))
+found = with_records(AuditConfig(model="owner/model"))
 print(json.dumps([found.source, found.data_set, str(found.config.members)]))
+with_records(AuditConfig(model="owner/other"))
 """
 
 
@@ -203,19 +204,15 @@ def test_ids_are_taken_from_the_hubs_cache_and_nothing_is_fetched(tmp_path: Path
     hub_cache(root, "model", "owner/other", with_card(tmp_path / "o", "owner/absent"))
     environment = {**os.environ, "HF_HUB_CACHE": str(root), "HF_HUB_OFFLINE": "0"}
     environment["HF_HOME"] = str(tmp_path / "home")
-
-    def run(model: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", SETTLE, model],
-            env=environment, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-
-    found = json.loads(run("owner/model").stdout)
+    run = subprocess.run(
+        [sys.executable, "-c", SETTLE],
+        env=environment, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    found = json.loads(run.stdout)
     assert found[:2] == ["card", "owner/data"]
     assert found[2] == f"{root / 'datasets--owner--data' / 'snapshots' / ('a' * 40)},split=train"
-    missing = run("owner/other")
-    assert "owner/absent (neither in the model's folder nor in the hub's cache)" in missing.stderr
-    assert "--members owner/absent,split=train" in missing.stderr
+    assert "owner/absent (neither in the model's folder nor in the hub's cache)" in run.stderr
+    assert "--members owner/absent,split=train" in run.stderr
 
 
 def test_the_columns_are_not_guessed(

@@ -42,8 +42,10 @@ def write_page(study: Study) -> Path:
 
 def page(study: Study, found: Sequence[Result], figures: Sequence[str]) -> str:
     """The page in Markdown."""
+    left = [name for name in study.targets if name not in {one.name for one in found}]
     parts = [
         f"# {study.study}",
+        *([f"Not finished, and not in what follows: {', '.join(left)}."] if left else []),
         "## What was found",
         "\n".join(f"- {sentence}" for sentence in sentences(found)),
         "## The targets",

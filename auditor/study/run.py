@@ -109,7 +109,9 @@ def run_study(study: Study, *, display: Callable[[], Display], tell: Tell = lamb
             result = audit(step.config, display=display())
             if is_main:
                 write_text(result_path(study, step.name), result.model_dump_json(indent=1) + "\n")
-    return write_page(study) if is_main else Path(study.output_path) / "README.md"
+        if is_main:  # so that a study that is stopped has a page of what is finished
+            write_page(study)
+    return Path(study.output_path) / "README.md"
 
 
 def is_finished(study: Study, step: Step) -> bool:
@@ -121,11 +123,20 @@ def is_finished(study: Study, step: Step) -> bool:
     return isinstance(found, dict) and found.get("config") == step.config.model_dump(mode="json")
 
 
+def finished(study: Study) -> list[str]:
+    """The targets whose audits have all left a result."""
+    return [
+        name
+        for name in study.targets
+        if all(is_finished(study, step) for step in steps_of(study, name))
+    ]
+
+
 def results(study: Study) -> Iterator[tuple[str, "AuditResult", "AuditResult"]]:
-    """Every target with its result alone and with the base."""
+    """Every target that is finished, with its result alone and with the base."""
     from auditor.results import AuditResult
 
-    for name in study.targets:
+    for name in finished(study):
         one, two = (
             AuditResult.model_validate_json(
                 result_path(study, f"{name}.{kind}").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from auditor.demo.letters import letters
 from auditor.errors import RecordsError
-from auditor.scoring.encode import Encoder
+from auditor.scoring.encode import Encoder, RecordText
 from auditor.targets.config import TrainConfig
 from auditor.targets.split import (
     FEWEST,
@@ -19,6 +19,7 @@ from auditor.targets.split import (
     coin,
     draw,
     is_coin_per_record,
+    kept_apart,
     read_pool,
 )
 from tests.conftest import write_records
@@ -112,6 +113,21 @@ def test_too_few_different_records(texts: list[str], seen: str, tmp_path: Path) 
     with pytest.raises(RecordsError, match="at least 200 different records") as error:
         pool_of(texts, tmp_path)
     assert seen in error.value.seen
+
+
+def test_nothing_of_the_third_part_would_be_refused_for_calibration(tmp_path: Path) -> None:
+    texts = letters(300, seed=4)
+    pool = pool_of(texts, tmp_path)
+    split = draw(pool, seed=0, n_targets=1, validation_share=0.1)[0]
+    first, second = split.validation.tolist()[:2]
+    # A short member that stands in one of the third part, and far from whole in another.
+    member = int(split.members[0])
+    words = pool.texts[first].text.split()
+    pool.texts[member] = RecordText(" ".join(words[5:25]))
+    pool.texts[second] = RecordText(pool.texts[second].text + " " + " ".join(words[5:9]))
+    kept = kept_apart(pool, split)
+    assert set(split.validation.tolist()) - set(kept.validation.tolist()) == {first}
+    assert kept.members is split.members
 
 
 def test_a_heap_of_near_duplicates_cannot_be_split(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from auditor.targets.split import (
     coin,
     draw,
     is_coin_per_record,
+    kept_apart,
     read_pool,
 )
 
@@ -126,12 +127,13 @@ def _train(config: TrainConfig, ranks: Processes, tell: Tell) -> list[Target]:
     context = context_tokens(checkpoint.config, tokenizer)
     encoder = Encoder(tokenizer, min(context, config.max_length or context))
     pool = read_pool(config, encoder)
-    splits = draw(
+    drawn = draw(
         pool,
         seed=config.seed,
         n_targets=1 + config.shadows,
         validation_share=config.validation_share,
     )
+    splits = [kept_apart(pool, split) for split in drawn]
     made_with = _made_with(config, checkpoint, tokenizer, pool)
     folders = [out, *(out / f"shadow-{number}" for number in range(1, len(splits)))]
     for folder in folders:

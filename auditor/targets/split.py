@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from auditor.artifacts.passages import Passages
+from auditor.calibration import SHARE
 from auditor.errors import RecordsError
 from auditor.grams import GramSample
 from auditor.records import record_id
@@ -163,6 +165,22 @@ def draw(pool: Pool, *, seed: int, n_targets: int, validation_share: float) -> l
             )
         found.append(Split(*(np.array(part[side], dtype=np.int64) for side in SIDES)))
     return found
+
+
+def kept_apart(pool: Pool, split: Split) -> Split:
+    """The split without those of its third part in which a record of the others stands nearly whole.
+
+    Compressors are calibrated on the third part, and an audit refuses to calibrate on such texts
+    (`auditor.calibration`): short records may stand in a longer one that is no near-duplicate.
+    """
+    passages: Passages = Passages()
+    for row in split.validation.tolist():
+        passages.add(row, pool.texts[row].words)
+    others = np.concatenate([split.members, split.nonmembers]).tolist()
+    (hits,) = passages.search((row, pool.texts[row].words) for row in others)
+    found = {hit.file for hit in hits if hit.share >= SHARE}
+    left = [row for row in split.validation.tolist() if row not in found]
+    return split._replace(validation=np.array(left, dtype=np.int64))
 
 
 def is_coin_per_record(pool: Pool, split: Split) -> bool:

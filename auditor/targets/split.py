@@ -168,7 +168,7 @@ def draw(pool: Pool, *, seed: int, n_targets: int, validation_share: float) -> l
 
 
 def kept_apart(pool: Pool, split: Split) -> Split:
-    """The split without those of its third part in which a record of the others stands nearly whole.
+    """The split without what in its third part holds a record of the others nearly whole.
 
     Compressors are calibrated on the third part, and an audit refuses to calibrate on such texts
     (`auditor.calibration`): short records may stand in a longer one that is no near-duplicate.

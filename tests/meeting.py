@@ -1,10 +1,11 @@
-"""A process that meets others: run as `python -m tests.meeting CASE TIMEOUT_S` with a launcher's
-environment. It prints what it was told as JSON, or the error, on one line."""
+"""What a process does that meets others, in a launcher's environment.
+
+It prints what it was told as JSON, or the error, on one line.
+"""
 
 import json
 import os
 import signal
-import sys
 import time
 
 from auditor.dist import processes
@@ -37,16 +38,14 @@ def play(case: str, timeout_s: float) -> object:
         return ranks.tell_all({"rank": ranks.rank, "local": ranks.local_rank})
 
 
-def main() -> int:
+def play_and_tell(arguments: list[str]) -> int:
+    """Play a case with a time-out; returns the exit code."""
+    case, timeout_s = arguments
     try:
-        print(json.dumps(play(sys.argv[1], float(sys.argv[2]))))
+        print(json.dumps(play(case, float(timeout_s))))
     except CompleakError as error:
         if error.is_said:
             return 2
         print(json.dumps(str(error)))
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,10 +1,7 @@
 """`compress`: a folder that loads anywhere and holds no texts, or nothing at all."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from auditor.demo.letters import letters
 from auditor.errors import CompleakError
 from auditor.publish import RECEIPT, publish
 from tests.conftest import needs, write_records
+from tests.forks import Forked, command
 from tests.tiny import save, tiny_model
 
 
@@ -140,24 +138,31 @@ def test_killed_at_any_moment_nothing_half_written_is_taken_for_whole(
     arguments = ["--model", str(model), "--variant", "prune-wanda:sparsity=0.5", "--out", str(out)]
     arguments += ["--calibration", str(third), "--calibration-samples", "8"]
     arguments += ["--calibration-tokens", "32", "--display", "none"]
-    command = [sys.executable, "-m", "auditor", "compress", *arguments]
+    log = model.parent / "said"
+
+    def whole_run() -> None:
+        process = Forked(command, ["compress", *arguments], log)
+        said = process.ended()
+        assert process.returncode == 0, said
+
+    Forked(command, ["--help"], log).ended()  # what is forked from has loaded its libraries
     begin = time.monotonic()
-    subprocess.run(command, check=True, timeout=120)
+    whole_run()
     whole, names = time.monotonic() - begin, {path.name for path in out.iterdir()}
     for path in out.iterdir():
         path.unlink()
     out.rmdir()
     killed = 0
     for share in (0.5, 0.7, 0.8, 0.85, 0.9, 0.95):
-        process = subprocess.Popen(command)
+        process = Forked(command, ["compress", *arguments], log)
         time.sleep(share * whole)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.send_signal(signal.SIGKILL)
+        process.ended()
         if out.exists():
             assert {path.name for path in out.iterdir()} == names
             break
         killed += 1
     assert killed
     if not out.exists():
-        subprocess.run(command, check=True, timeout=120)
+        whole_run()
     assert load(out) is not None

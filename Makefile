@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fuzz lint bench audit-deps clean
+.PHONY: demo test fuzz lint bench study study-quick audit-deps clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
@@ -58,6 +58,13 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.memory records
 	$(BIN)/python -m benchmarks.materialise
 	$(BIN)/python -m benchmarks.audit
+
+# CompLeak's question, asked of language models: hours, and it goes on after a stop; or minutes.
+study: $(VENV)/.test
+	$(BIN)/compleak-llm audit --recipe compleak-lm
+
+study-quick: $(VENV)/.test
+	$(BIN)/compleak-llm audit --recipe compleak-lm --quick
 
 # The pinned versions against a list of known vulnerabilities: SOURCE is pypi or osv, both online.
 # In an environment of its own, for it needs packages that this program does not. It fails where the

@@ -10,6 +10,7 @@ from auditor import cli, commands
 from auditor.attacks import ATTACKS
 from auditor.compress import COMPRESSORS
 from auditor.recipes import configure
+from auditor.study.recipe import is_study, read_study
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,11 +33,8 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 def test_commands_are_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line is parsed by the program itself; only what they ask for is not carried out."""
     seen = []
-    for module, names in (
-        (cli, ("_audit_and_show", "_compress_and_show", "report_and_show")),
-        (commands, ("_release_and_show", "_compare_and_show", "report_and_show", "_card_and_show")),
-    ):
-        for name in names:
+    for module in (cli, commands):
+        for name in [name for name in vars(module) if name.endswith("_and_show")]:
             monkeypatch.setattr(module, name, lambda *given, **_: seen.append(given))
     monkeypatch.setattr("auditor.demo.target.make_target", lambda *_, **__: None)
     lines = [line for line in shell_lines() if line.startswith("compleak-llm")]
@@ -65,7 +63,7 @@ def test_the_tree_names_what_is_there() -> None:
 def test_recipes_that_are_named_exist() -> None:
     files = {"model": "m", "members": "a.jsonl", "nonmembers": "b.jsonl"}
     for name in re.findall(r"--recipe ([\w-]+)", TEXT):
-        assert configure(files, recipe=name)
+        assert read_study(name, {}) if is_study(name) else configure(files, recipe=name)
 
 
 def test_nothing_is_left_to_fill_in() -> None:

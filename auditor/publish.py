@@ -18,7 +18,7 @@ from auditor.compress import COMPRESSORS
 from auditor.compress.inside import is_own_file
 from auditor.compress.receipt import Receipt
 from auditor.config import CompressConfig
-from auditor.errors import ModelError, StoreError, VariantError
+from auditor.errors import ConfigError, ModelError, StoreError, VariantError
 from auditor.files import cannot_write, write_text
 from auditor.report.progress import Tell
 from auditor.rows import RowReader
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from auditor.compress.checkpoint import Checkpoint, Placement
+    from auditor.lessons import Lessons
 
 RECEIPT = "compleak-receipt.json"
 # What belongs to a model beside its weights and is copied as it is.
@@ -76,6 +77,7 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
     from auditor.environment import place
 
     out = _free(Path(config.out).expanduser())
+    _must_have_members(config)
     checkpoint = open_audited(config)
     check_possible(checkpoint, config.spec)
     tokenizer = load_tokenizer(checkpoint, config.model_args.get("tokenizer"))
@@ -96,7 +98,13 @@ def publish(config: CompressConfig, *, tell: Tell = lambda _: None) -> Receipt:
         quantized=quantizations([config.spec], placement),
     )
     tell(f"making {config.spec.label} of {checkpoint.name}")
-    made = Cache.of_user(tell).made(checkpoint, config.spec, placement, calibration=calibration)
+    made = Cache.of_user(tell).made(
+        checkpoint,
+        config.spec,
+        placement,
+        calibration=calibration,
+        lessons=_lessons(config, checkpoint, tokenizer, tell),
+    )
     if made.cannot_save is not None:
         raise VariantError(
             f"{config.spec.label} must be something that a folder can hold",
@@ -296,6 +304,42 @@ def _sided_records(
             for placed in open_source(source).stream():
                 text = reader.text(placed)
                 yield record_id(text), is_member, text.words
+
+
+def _must_have_members(config: CompressConfig) -> None:
+    """Refuse, before anything is run, what is to be trained and has nothing to be trained on.
+
+    Raises:
+        ConfigError: There are no members.
+    """
+    if config.spec.recovery is not None and config.members is None:
+        raise ConfigError(
+            f"{config.spec.label} is trained on members",
+            seen="no --members",
+            fix="give --members FILE, or leave recover out",
+        )
+
+
+def _lessons(
+    config: CompressConfig,
+    checkpoint: "Checkpoint",
+    tokenizer: Any,  # noqa: ANN401
+    tell: Tell,
+) -> "Lessons | None":
+    """The members that the variant is trained on, each once; None where it is not trained."""
+    from auditor.compress.checkpoint import context_tokens
+    from auditor.lessons import lessons
+    from auditor.records import record_id
+    from auditor.scoring.encode import Encoder
+
+    if config.spec.recovery is None or config.members is None:
+        return None
+    reader = RowReader(config, tokenizer)
+    texts = {
+        record_id(text): text for text in map(reader.text, open_source(config.members).stream())
+    }
+    encoder = Encoder(tokenizer, context_tokens(checkpoint.config, tokenizer))
+    return lessons(texts.values(), encoder, seed=config.seed, tell=tell)
 
 
 def _search(

@@ -6,8 +6,9 @@ fast path may be further from float32 than twice as far as it is.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -107,6 +108,23 @@ def never_but_for_one(engine: Engine) -> Callable[..., Any]:
     return padded
 
 
+class Case(NamedTuple):
+    """Records, and what the naive form makes of them in float32 and in the dtype."""
+
+    records: list[Encoded]
+    reference: Scores
+    slow: Scores
+
+
+@cache
+def case(family: str, dtype: torch.dtype) -> Case:
+    exact = tiny_model(family)
+    records = texts(exact.config.vocab_size)
+    reference = naive(exact, records)
+    slow = reference if dtype == torch.float32 else naive(tiny_model(family).to(dtype), records)
+    return Case(records, reference, slow)
+
+
 PATHS = (as_it_is, in_many_tiles, alone, from_logits, by_module, packed)
 
 
@@ -125,12 +143,8 @@ def test_every_path_is_as_right_as_the_naive_form(
     path: Callable[[Engine, pytest.MonkeyPatch], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    exact = tiny_model(family)
-    records = texts(exact.config.vocab_size)
-    reference = naive(exact, records)
-    model = tiny_model(family).to(dtype)
-    slow = naive(model, records)
-    engine = Engine(model, CPU)
+    records, reference, slow = case(family, dtype)
+    engine = Engine(tiny_model(family).to(dtype), CPU)
     path(engine, monkeypatch)
     found = engine.score(records)
     allowed = 1e-5 if dtype == torch.float32 else 2 * error(slow, reference)

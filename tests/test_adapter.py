@@ -216,6 +216,27 @@ def test_without_a_cache_a_temporary_folder_serves(
     assert torch.equal(logits(load_model(checkpoint, CPU)), kept)
 
 
+def test_whichever_process_is_first_writes(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch import distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from auditor.compress import merged
+
+    monkeypatch.setenv("COMPLEAK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(merged, "_FOUND", {})
+    distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    try:
+        folder = opened(made, "llama").weights_path
+    finally:
+        distributed.destroy_process_group()
+    (entry,) = entries(tmp_path / "cache")
+    manifest = entry.manifest()
+    assert entry.folder == folder and manifest is not None
+    assert {"config.json", "model.safetensors"} <= manifest.files.keys()
+
+
 # -- how it is spelled ---------------------------------------------------------------------------
 
 

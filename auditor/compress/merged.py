@@ -195,5 +195,14 @@ def _merged(adapter: Adapter) -> Any:  # noqa: ANN401
 
 
 def _save(model: Any, folder: Path) -> None:  # noqa: ANN401
+    """Write the model, in whichever process holds the lock.
+
+    Raises:
+        OSError: Nothing was written.
+    """
+    # Of several processes the library would have the first alone write, and the others be silent.
+    model.should_save_on_this_rank = lambda *_, **__: True
     with quiet_transformers():
         model.save_pretrained(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise OSError(f"no weights were written to {folder}")

@@ -73,6 +73,7 @@ def test_it_is_done_once_and_told_in_tables(root: Path, capsys: pytest.CaptureFi
         assert f"`{version}`" in text, version
     assert "of 2 comparisons with the original" in text
     assert "no compression, trained further (control)" in text
+    assert "Against the original trained further by the same steps: of 2 versions" in text
     # Twice as many epochs on the members, with or without compression before the second half.
     made = {path: path.stat().st_mtime_ns for path in (root / "out" / "results").iterdir()}
     assert len(made) == 4

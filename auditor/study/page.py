@@ -12,6 +12,7 @@ from auditor.study.tables import (
     LEVEL,
     Result,
     beside_table,
+    beyond_training,
     controls_table,
     is_control,
     is_recovered,
@@ -86,6 +87,20 @@ def sentences(found: Sequence[Result]) -> list[str]:
                     f"raised in {up}, lowered in {down}, and in {n - up - down} nothing could be "
                     "told."
                 )
+    trained = [
+        c
+        for result in found
+        for version in versions(result.reference)
+        if (c := beyond_training(result.reference, version)) is not None
+    ]
+    if trained:
+        signs = [told(c.difference, c.p_adjusted) for c in trained]
+        n, up, down = len(signs), signs.count("↑"), signs.count("↓")
+        said.append(
+            f"Against the original trained further by the same steps: of {n} versions that were "
+            f"compressed and then trained on the members, {up} gave away more, {down} less, and of "
+            f"{n - up - down} nothing could be told."
+        )
     asked = [
         c
         for result in found

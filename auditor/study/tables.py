@@ -339,15 +339,30 @@ def recovery_table(result: Result) -> str:
             continue
         plain = _plain(version)
         beside = (plain, version, _control(result.reference))
-        rows.append([f"`{version}`", *(_auc_of(result.reference, name) for name in beside)])
+        against = beyond_training(result.reference, version)
+        rows.append(
+            [
+                f"`{version}`",
+                *(_auc_of(result.reference, name) for name in beside),
+                "" if against is None else _change(against),
+            ]
+        )
     return markdown(
         (
             "version",
             "AUC one-shot",
             "AUC recovered",
             "AUC of the original trained further",
+            "recovered against that",
         ),
         rows,
+    )
+
+
+def beyond_training(result: AuditResult, version: str) -> Comparison | None:
+    """A recovered version against the original that was trained by the same steps, on the AUC."""
+    return next(
+        (c for c in result.beyond_training if c.variant == version and c.family == "primary"), None
     )
 
 

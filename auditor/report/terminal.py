@@ -91,7 +91,7 @@ def _artifact(item: Artifact) -> str:
 
 def _warnings(result: AuditResult) -> list[RenderableType]:
     """The warnings, worst first; what a library had to be mended for only by name."""
-    mended = [item.message.partition(":")[0] for item in result.warnings if item.code == REPAIRED]
+    mended = [item.message.partition(": ")[0] for item in result.warnings if item.code == REPAIRED]
     shown = [_warning(item) for item in result.warnings if item.code != REPAIRED]
     if mended:
         names = ", ".join(dict.fromkeys(mended))

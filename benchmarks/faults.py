@@ -10,6 +10,7 @@ where a process showed a traceback.
 """
 
 import argparse
+import importlib
 import os
 import random
 import resource
@@ -24,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.forked import Disturbance, Ran, contents, run
+from benchmarks.forked import LIBRARIES, Disturbance, Ran, contents, run
 
 N_RECORDS = 600
 VARIANTS = "prune-magnitude:sparsity=0.5,cluster:k=4"
@@ -336,14 +337,8 @@ def make(folder: Path) -> None:
 
 def load_libraries() -> None:
     """What an audit imports, once, before anything is forked."""
-    import sklearn.linear_model
-    import transformers.models.llama.modeling_llama
-
-    import auditor.audit
-    import auditor.judge
-    import auditor.subject
-
-    del sklearn, transformers, auditor
+    for name in LIBRARIES:
+        importlib.import_module(name)
 
 
 def main() -> int:

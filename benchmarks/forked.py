@@ -19,6 +19,30 @@ from typing import Any, NamedTuple
 
 # What may differ between two runs of one configuration: times, and what the machine was.
 TIMES = ("timings", "environment", "compress_s", "compress_peak_bytes", "output_path")
+# What an audit or `compress` imports, also where it does so late.
+LIBRARIES = (
+    "accelerate",
+    "auditor.artifacts.scan",
+    "auditor.audit",
+    "auditor.cli",
+    "auditor.compress.cluster",
+    "auditor.compress.prune",
+    "auditor.compress.wanda",
+    "auditor.demo.target",
+    "auditor.judge",
+    "auditor.leakage.judge",
+    "auditor.publish",
+    "auditor.report.terminal",
+    "auditor.run",
+    "auditor.scoring.pipeline",
+    "auditor.subject",
+    "pyarrow.pandas_compat",
+    "pyarrow.parquet",
+    "sklearn.compose",
+    "sklearn.linear_model",
+    "sklearn.pipeline",
+    "transformers.models.llama.modeling_llama",
+)
 LAUNCHER_GRACE_S = 20.0
 # A run that takes longer hangs.
 MOST_S = 300.0

@@ -16,17 +16,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-LIBRARIES = (
-    "accelerate",
-    "auditor.audit",
-    "auditor.demo.target",
-    "auditor.judge",
-    "auditor.publish",
-    "auditor.subject",
-    "pyarrow.parquet",
-    "sklearn.linear_model",
-    "transformers.models.llama.modeling_llama",
-)
+from benchmarks.forked import LIBRARIES
+
 # Of all tests: a process has one that it forks from, and that loads what was asked for last.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([*LIBRARIES])

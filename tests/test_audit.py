@@ -1,15 +1,11 @@
 """The whole audit, for real, on tiny models: results, second run, kill and resume, bad input."""
 
 import json
-import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from auditor import AuditConfig, AuditResult, audit
 from auditor.cli import main
 from tests.conftest import N
+from tests.forks import Forked, in_small_shards, started
 from tests.tiny import save, tiny_model
 
 
@@ -140,24 +137,9 @@ def test_text_is_written_only_when_asked_for(subject: dict[str, Any], tmp_path: 
     assert text[:N] == [json.loads(row)["text"] for row in rows]
 
 
-# Many small shards, so that a kill hits in the middle of a version.
-SMALL_SHARDS = """
-import sys
-from auditor import store
-from auditor.cli import main
-store.SHARD_TOKENS = 400
-sys.exit(main(["audit", *sys.argv[1:]]))
-"""
-
-
-def run(arguments: list[str], *, launcher: Sequence[str] = (), **more: Any) -> Any:
-    return subprocess.Popen(
-        [sys.executable, *(launcher or ("-c", SMALL_SHARDS)), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **more,
-    )
+def run(subject: dict[str, Any], output: Path, *, limits: dict[int, int] | None = None) -> Forked:
+    log = output.with_name(f"{output.name}-said")
+    return Forked(in_small_shards, ["audit", *flags(subject, output)], log, limits=limits)
 
 
 def shards(output: Path) -> list[Path]:
@@ -168,21 +150,21 @@ def shards(output: Path) -> list[Path]:
 def test_killed_at_any_moment_it_goes_on(subject: dict[str, Any], tmp_path: Path) -> None:
     """kill -9 at random moments; then the files are those of an undisturbed run."""
     undisturbed = tmp_path / "undisturbed"
-    first = run(flags(subject, undisturbed))
-    first.communicate(timeout=120)
+    first = run(subject, undisturbed)
+    first.ended()
     assert first.returncode == 0
     random.seed(5)
     output, seen, kills = tmp_path / "run", 0, 0
     for attempt in range(12):
-        process = run(flags(subject, output))
+        process = run(subject, output)
         deadline = time.monotonic() + 120
         aim = seen + random.randint(1, 12)
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.returncode is None and time.monotonic() < deadline:
             if attempt < 11 and len(shards(output)) >= aim:
-                os.kill(process.pid, signal.SIGKILL)
+                process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.002)
-        _, printed = process.communicate(timeout=120)
+        _, printed = process.ended()
         now = len(shards(output))
         assert now >= seen, "what was finished must stay"
         seen = now
@@ -212,16 +194,12 @@ def test_half_written_files_are_cleared(subject: dict[str, Any], tmp_path: Path)
 
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly(subject: dict[str, Any], tmp_path: Path) -> None:
-    # A shell that starts the tests in the background has them, and what they start, ignore SIGINT.
-    process = run(
-        flags(subject, tmp_path / "run"),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = run(subject, tmp_path / "run")
     deadline = time.monotonic() + 120
     while not shards(tmp_path / "run") and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=60)
+    _, printed = process.ended()
     assert process.returncode == 130, printed
     assert "the same command goes on" in printed
     assert "Traceback" not in printed
@@ -229,14 +207,11 @@ def test_ctrl_c_stops_cleanly(subject: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_store_what_one_does(subject: dict[str, Any], tmp_path: Path) -> None:
-    script = tmp_path / "small_shards.py"
-    script.write_text(SMALL_SHARDS)
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", str(script))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, how in (("one", ("-c", SMALL_SHARDS)), ("two", launcher)):
-        process = run(flags(subject, tmp_path / name), launcher=how, env=environment)
-        _, printed = process.communicate(timeout=240)
-        assert process.returncode == 0, printed
+    for world, name in ((1, "one"), (2, "two")):
+        given = ["audit", *flags(subject, tmp_path / name)]
+        processes = started(in_small_shards, given, tmp_path / f"{name}-said", world=world)
+        said = [one.ended(240.0) for one in processes]
+        assert [one.returncode for one in processes] == [0] * world, said
     one, two = comparable(tmp_path / "one"), comparable(tmp_path / "two")
     assert one["environment"].pop("n_processes") == 1
     assert two["environment"].pop("n_processes") == 2
@@ -250,19 +225,15 @@ def test_no_space_left_is_one_error_and_goes_on_later(
     subject: dict[str, Any], tmp_path: Path
 ) -> None:
     """A real limit on the size of files: the first shard that is larger cannot be written."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
-
-    process = run(flags(subject, tmp_path / "run"), preexec_fn=limit)
-    _, printed = process.communicate(timeout=120)
+    process = run(subject, tmp_path / "run", limits={resource.RLIMIT_FSIZE: 8_000})
+    _, printed = process.ended()
     assert process.returncode == 2, printed
     assert "must be a folder that can be written" in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "run" / "audit.json").exists()
     assert not list((tmp_path / "run").rglob("*.part"))
-    process = run(flags(subject, tmp_path / "run"))
-    _, printed = process.communicate(timeout=120)
+    process = run(subject, tmp_path / "run")
+    _, printed = process.ended()
     assert process.returncode == 0, printed
 
 

@@ -4,9 +4,7 @@ They are started from a server that has imported everything once, and that is al
 """
 
 import hashlib
-import multiprocessing
 import time
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,6 @@ from auditor.compress.checkpoint import CompressedModel, open_checkpoint
 from tests.families import CPU, tiny_calibration
 
 VARIANT = "cluster:k=8"
-
-
-def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.cache_cases"])
-    return context
 
 
 def cached(

@@ -20,9 +20,10 @@ from auditor.compress.cache import Cache, fingerprint_of
 from auditor.compress.checkpoint import CompressedModel, Placement, open_checkpoint
 from auditor.compress.entries import MANIFEST, Entry
 from auditor.compress.saved import UnfitError, form_of
-from tests.cache_cases import VARIANT, cached, digest, processes, state
+from tests.cache_cases import VARIANT, cached, digest, state
 from tests.conftest import needs
 from tests.families import CPU, make, tiny_calibration
+from tests.forks import CONTEXT
 from tests.tiny import save, tiny_model
 
 
@@ -360,7 +361,7 @@ def _at_most(n_bytes: int, root: Path, model: Path, folder: Path) -> None:
 def test_a_full_disk_leaves_no_half_entry(
     n_bytes: int, model: Path, root: Path, tmp_path: Path
 ) -> None:
-    process = processes().Process(target=_at_most, args=(n_bytes, root, model, tmp_path))
+    process = CONTEXT.Process(target=_at_most, args=(n_bytes, root, model, tmp_path))
     process.start()
     process.join(60)
     assert process.exitcode == 0

@@ -25,13 +25,13 @@ from tests.cache_cases import (
     VARIANT,
     cached,
     digest,
-    processes,
     stop_while_writing,
     wait_for,
     want,
 )
 from tests.conftest import needs, write_records
 from tests.families import make
+from tests.forks import CONTEXT
 from tests.test_audit import comparable
 from tests.test_pipeline import shards
 from tests.tiny import save, tiny_model
@@ -60,9 +60,8 @@ def entry_of(root: Path) -> Entry:
 
 
 def test_processes_that_ask_at_once_make_it_once(model: Path, root: Path, tmp_path: Path) -> None:
-    context = processes()
     asked = [
-        context.Process(target=want, args=(root, model, tmp_path, number, 0.5))
+        CONTEXT.Process(target=want, args=(root, model, tmp_path, number, 0.5))
         for number in range(3)
     ]
     for process in asked:
@@ -97,7 +96,7 @@ def test_a_maker_that_is_killed_leaves_the_lock_and_nothing_that_counts(
         target, args = want, (root, model, tmp_path, 0, 600.0)
     else:
         target, args = stop_while_writing, (root, model, tmp_path)
-    process = processes().Process(target=target, args=args)
+    process = CONTEXT.Process(target=target, args=args)
     process.start()
     wait_for(tmp_path / ("making-0" if moment == "making" else "writing"))
     entry = entry_of(root)
@@ -344,7 +343,7 @@ def test_prune_takes_what_is_old_damaged_or_half_written_and_nothing_else(
 def test_prune_leaves_what_another_process_is_making(
     model: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = processes().Process(target=stop_while_writing, args=(root, model, tmp_path))
+    process = CONTEXT.Process(target=stop_while_writing, args=(root, model, tmp_path))
     process.start()
     wait_for(tmp_path / "writing")
     entry = entry_of(root)

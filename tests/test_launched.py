@@ -1,7 +1,8 @@
-"""What launchers start gives what one process gives, byte for byte; what befalls it is mended."""
+"""Several processes give what one gives, byte for byte; what befalls them is mended."""
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,20 +11,18 @@ from typing import Any
 import pytest
 
 from auditor.demo.letters import letters
+from auditor.environment import _status_bytes
 from benchmarks.forked import contents
+from tests.forks import Forked, command, started
 from tests.tiny import save, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 N_RECORDS = 240
-LAUNCHERS = {
-    1: (sys.executable,),
-    2: (
-        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
-        *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
-        *("--dynamo_backend", "no", "--main_process_port", "0"),
-    ),
-    5: (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "5"),
-}
+LAUNCHER = (
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+    *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
+    *("--dynamo_backend", "no", "--main_process_port", "0"),
+)
 
 pytestmark = pytest.mark.slow
 
@@ -51,10 +50,12 @@ def arguments(folder: Path, output: Path) -> list[str]:
     ]
 
 
-def launched(
-    folder: Path, output: Path, *more: str, world: int = 1
-) -> subprocess.CompletedProcess[str]:
-    return ran([*LAUNCHERS[world], "-m", "auditor", *arguments(folder, output), *more], output)
+def together(folder: Path, output: Path, *, world: int) -> tuple[list[int | None], str]:
+    """So many processes, without a launcher: their exit codes, and what all of them said."""
+    log = output.with_name(f"{output.name}-said")
+    processes = started(command, arguments(folder, output), log, world=world)
+    said = "".join("".join(one.ended(300.0)) for one in processes)
+    return [one.returncode for one in processes], said
 
 
 def ran(command: list[str], output: Path) -> subprocess.CompletedProcess[str]:
@@ -80,55 +81,57 @@ def environment_of(output: Path) -> Any:
 @pytest.fixture(scope="module")
 def alone(given: Path) -> dict[str, Any]:
     """All files of a run by one process."""
-    found = launched(given, given / "one")
-    assert found.returncode == 0, found.stderr
+    codes, said = together(given, given / "one", world=1)
+    assert codes == [0], said
     assert environment_of(given / "one")["n_processes"] == 1
     return contents(given / "one")
 
 
-@pytest.mark.parametrize("world", [2, 5])
-def test_as_many_processes_give_the_same_bytes(
-    world: int, given: Path, alone: dict[str, Any]
-) -> None:
-    output = given / f"by{world}"
-    found = launched(given, output, world=world)
-    assert found.returncode == 0, found.stderr
+def must_equal(output: Path, alone: dict[str, Any], *, world: int, said: str) -> None:
     # A launcher that quietly starts one process would show nothing.
     assert environment_of(output)["n_processes"] == world
-    together = contents(output)
-    assert sorted(together) == sorted(alone)
-    assert [name for name in alone if alone[name] != together[name]] == []
+    found = contents(output)
+    assert sorted(found) == sorted(alone)
+    assert [name for name in alone if alone[name] != found[name]] == []
     # One process speaks for all of them.
-    assert found.stdout.count("results in ") == 1
+    assert said.count("results in ") == 1
+
+
+def test_two_that_a_launcher_starts_give_the_same_bytes(given: Path, alone: dict[str, Any]) -> None:
+    found = ran([*LAUNCHER, "-m", "auditor", *arguments(given, given / "by2")], given / "by2")
+    assert found.returncode == 0, found.stderr
+    must_equal(given / "by2", alone, world=2, said=found.stdout)
+
+
+def test_five_processes_give_the_same_bytes(given: Path, alone: dict[str, Any]) -> None:
+    codes, said = together(given, given / "by5", world=5)
+    assert codes == [0] * 5, said
+    must_equal(given / "by5", alone, world=5, said=said)
 
 
 def test_bad_input_is_said_once(given: Path) -> None:
-    found = launched(given, given / "bad", "--reference", "nowhere", world=2)
+    flags = [*arguments(given, given / "bad"), "--reference", "nowhere"]
+    found = ran([*LAUNCHER, "-m", "auditor", *flags], given / "bad")
     assert found.returncode != 0
     assert found.stderr.count("error: ") == 1, found.stderr
     assert "nowhere" in found.stderr
     assert not (given / "bad").exists()
 
 
-# The libraries take what they take; then so little more is allowed.
-STARVED = """
-import resource, sys
-from auditor.environment import _status_bytes
-from benchmarks.faults import load_libraries
-load_libraries()
-most = _status_bytes("VmSize") + 60 * 2**20
-resource.setrlimit(resource.RLIMIT_AS, (most, most))
-from auditor.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
+def starved(arguments: list[str]) -> int:
+    """The libraries take what they take; then so little more is allowed."""
+    most = _status_bytes("VmSize") + 60 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    return command(arguments)
 
 
 def test_memory_that_runs_out_is_one_error(given: Path) -> None:
     output = given / "starved"
-    found = ran([sys.executable, "-c", STARVED, *arguments(given, output)], output)
-    assert found.returncode == 2, found.stderr
-    assert "error: memory must be enough for the audit" in found.stderr
-    assert "Traceback" not in found.stderr
+    process = Forked(starved, arguments(given, output), given / "starved-said")
+    _, said = process.ended()
+    assert process.returncode == 2, said
+    assert "error: memory must be enough for the audit" in said
+    assert "Traceback" not in said
 
 
 def test_what_was_killed_goes_on_to_the_same_files() -> None:

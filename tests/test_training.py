@@ -3,8 +3,7 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,17 @@ from auditor.scoring.encode import Encoder, RecordText
 from auditor.targets import training
 from auditor.targets.config import TrainConfig
 from auditor.targets.make import train
-from auditor.targets.training import IGNORED, Schedule, collate, fit, packed, row_of
+from auditor.targets.training import (
+    IGNORED,
+    Schedule,
+    collate,
+    fit,
+    last_whole,
+    packed,
+    row_of,
+)
 from tests.conftest import needs, write_records
+from tests.forks import Forked, command, started
 from tests.tiny import byte_tokenizer, save, tiny_model
 
 N = 220
@@ -120,21 +128,49 @@ def test_the_same_command_gives_the_same_weights_and_then_does_nothing(
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_it_comes_to_the_same_weights(made: Path, place: Path) -> None:
+def test_killed_and_started_again_it_comes_to_the_same_weights(
+    made: Path, place: Path, tmp_path: Path
+) -> None:
     killed = place / "killed"
-    command = [sys.executable, "-m", "auditor", *flags(config(place, killed))]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("epoch 2"):  # the first epoch's checkpoint is there
-                process.send_signal(signal.SIGKILL)
-                break
+    process = Forked(command, flags(config(place, killed)), tmp_path / "said")
+    deadline = time.monotonic() + 120
+    # With the second epoch's losses on the screen, the first epoch's checkpoint is there.
+    while "epoch 2" not in said(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.ended()
     assert process.returncode == -signal.SIGKILL
     assert not (killed / "target.json").exists()
-    assert list((killed / ".training").glob("checkpoint-*"))
+    whole = last_whole(killed / ".training")
+    assert whole is not None
+    # One that was being written, whenever the signal came.
+    shutil.copytree(whole, whole.with_name("checkpoint-999"))
+    (whole.with_name("checkpoint-999") / "trainer_state.json").write_text("{")
+    assert last_whole(killed / ".training") == whole
     train(config(place, killed))
     assert (killed / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
     assert about(killed)["epochs"] == about(made)["epochs"]
+
+
+def said(folder: Path) -> str:
+    path = folder / "said.err"
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_target(made: Path, place: Path, tmp_path: Path) -> None:
+    """The same steps of as many records, each process half of them."""
+    both = started(command, flags(config(place, place / "two")), tmp_path / "rank", world=2)
+    printed = [process.ended()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert about(place / "two")["training"]["steps"] == about(made)["training"]["steps"]
+    for one, two in zip(about(made)["epochs"], about(place / "two")["epochs"], strict=True):
+        # Rows come to the two in another order than to the one.
+        assert two["members"] == pytest.approx(one["members"], rel=0.05)
+        assert two["nonmembers"] == pytest.approx(one["nonmembers"], rel=0.05)
+    assert printed[0].count("epoch 2") == 1
+    assert "epoch" not in printed[1]
+    assert not (place / "two" / ".training").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ The Trainer's own machinery does the rest: stopping early, keeping the best epoc
 last one after a kill, many processes.
 """
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from auditor.compress.quiet import quiet_transformers, quietly
 from auditor.environment import multiplies_bfloat16
@@ -154,10 +154,28 @@ def fit(
         trainer = _trainer(
             model, rows, schedule, folder=folder, sides=sides, device=device, tell=tell
         )
-    last = get_last_checkpoint(str(folder)) if sides and folder.is_dir() else None
+    last = last_whole(folder) if sides else None
     with _as_the_seed_says(schedule.seed), quiet_transformers():
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return _fitted(trainer, schedule)
+
+
+def last_whole(folder: Path) -> Path | None:
+    """The last of the Trainer's checkpoints that was written to its end, or None.
+
+    The Trainer writes them file by file under their own name, its state last: one without was
+    being written when the process was killed, and would be taken for whole.
+    """
+    found = {}
+    for path in folder.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if number.isdigit():
+            found[int(number)] = path
+    return found[max(found)] if found else None
 
 
 def _trainer(

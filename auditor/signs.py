@@ -118,9 +118,10 @@ class Signs:
         self._news.set()
         try:
             self._store.set(f"left/{self.rank}", "")
-            if self.rank or self._failed:
+            if self.rank:
                 return
-            end = time.monotonic() + LEAVE_S
+            # Who has failed with the same words still asks here whether they were said.
+            end = time.monotonic() + (SAME_WORDS_S if self._failed else LEAVE_S)
             others = [f"left/{rank}" for rank in range(1, self.world)]
             while time.monotonic() < end and not self._store.check(others):
                 time.sleep(POLL_S[1])

@@ -42,7 +42,12 @@ FREE = {
 ALL_FREE = {"left_out", "notes", "repairs", "tokens"}
 TOP_FREE = {"attacks_left_out", "environment", "versions"}
 # Of these fields the schema says which words there are.
-CHOSEN = {("artifacts", "kind"), ("controls", "name"), ("epsilon", "method")}
+CHOSEN = {
+    ("artifacts", "kind"),
+    ("controls", "name"),
+    ("epsilon", "method"),
+    ("records", "source"),
+}
 # What the audit says in words of its own, or in hashes.
 TAME = {
     "against",
@@ -68,6 +73,7 @@ TAME = {
     "setting",
     "severity",
     "sha256",
+    "source",
     "started_at",
     "status",
     "supervision",

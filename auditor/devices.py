@@ -116,6 +116,18 @@ def gib(size: int) -> str:
 # -- before anything is opened --------------------------------------------------------------------
 
 
+def must_be_whole(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse launchers that give a process a part of a model; errors as in `must_be_supported`."""
+    for name, chosen, why in (*_sharded(environment), *_meshes(environment)):
+        raise ConfigError(
+            f"{name} cannot be used by an audit: every process needs a whole model",
+            seen=f"{chosen} in the environment, which an Accelerate configuration sets; {why}",
+            fix="launch with a configuration of plain data parallelism (accelerate launch "
+            "--multi_gpu, or --config_file with distributed_type MULTI_GPU); for a model that no "
+            "single device holds start one process without the launcher and give --device-map auto",
+        )
+
+
 def must_be_supported(config: "Shared", environment: Mapping[str, str] = os.environ) -> None:
     """Refuse ways of running in parallel that would give no scores, or wrong ones.
 
@@ -126,14 +138,7 @@ def must_be_supported(config: "Shared", environment: Mapping[str, str] = os.envi
     Raises:
         ConfigError: Such a way was chosen; says what to do instead.
     """
-    for name, chosen, why in (*_sharded(environment), *_meshes(environment)):
-        raise ConfigError(
-            f"{name} cannot be used by an audit: every process needs a whole model",
-            seen=f"{chosen} in the environment, which an Accelerate configuration sets; {why}",
-            fix="launch with a configuration of plain data parallelism (accelerate launch "
-            "--multi_gpu, or --config_file with distributed_type MULTI_GPU); for a model that no "
-            "single device holds start one process without the launcher and give --device-map auto",
-        )
+    must_be_whole(environment)
     world = _count(environment, "WORLD_SIZE")
     if config.device_map == "auto" and world > 1:
         # Accelerate gives each process one device (PartialState.device is that of its local rank),

@@ -13,7 +13,14 @@ from auditor.demo.letters import letters
 from auditor.errors import CompleakError, ConfigError
 from auditor.recipes import folder
 from auditor.results.figures import Estimate
-from auditor.study.recipe import audit_config, is_study, read_study, train_config
+from auditor.study.recipe import (
+    audit_config,
+    is_study,
+    read_study,
+    target_folder,
+    train_config,
+)
+from auditor.study.run import finished
 from auditor.study.tables import KINDS, is_control, is_recovered, markdown, told
 from tests.conftest import write_records
 from tests.tiny import save, tiny_model
@@ -76,13 +83,19 @@ def test_it_is_done_once_and_told_in_tables(root: Path, capsys: pytest.CaptureFi
     assert "Against the original trained further by the same steps: of 2 versions" in text
     # Twice as many epochs on the members, with or without compression before the second half.
     made = {path: path.stat().st_mtime_ns for path in (root / "out" / "results").iterdir()}
-    assert len(made) == 4
+    assert len(made) == 8
     shutil.rmtree(root / "out" / "figures")
     page.unlink()
     assert main(command) == 0
     assert "finished before" in capsys.readouterr().err
     assert page.read_text(encoding="utf-8") == text
     assert {path: path.stat().st_mtime_ns for path in made} == made
+    # Results are of a target, and another one in its place has none.
+    study = read_study(str(root / "study.yaml"), {})
+    assert finished(study) == ["first", "second"]
+    target = target_folder(study, "first") / "target.json"
+    target.write_text(target.read_text().replace('"kept_epoch": 2', '"kept_epoch": 1'))
+    assert finished(study) == ["second"]
 
 
 def test_quick_is_less_and_goes_elsewhere(root: Path) -> None:

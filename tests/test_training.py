@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from auditor.cli import main
 from auditor.demo.letters import letters
 from auditor.errors import CompleakError, ModelError, StoreError
+from auditor.output_folder import locked
 from auditor.scoring.encode import Encoder, RecordText
 from auditor.targets import training
 from auditor.targets.config import TrainConfig
@@ -302,6 +304,26 @@ def test_rows_learn_what_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(map(len, batches)) == 10
 
 
+def test_the_order_hangs_on_seed_and_epoch_alone() -> None:
+    """Dropout draws from the same generator, in every process as much as its rows are wide."""
+
+    def order(epoch: float, seed: int = 0) -> list[int]:
+        torch.rand(int(epoch) + 3)
+        state, args = SimpleNamespace(epoch=epoch), SimpleNamespace(seed=seed)
+        trainer: Any = SimpleNamespace(state=state, args=args)
+        return list(training._ByLength([n % 7 + 1 for n in range(50)], 4, trainer))
+
+    assert order(1.0) == order(1.0)
+    assert sorted(order(0.0)) == list(range(50))
+    assert len({tuple(order(epoch, seed)) for epoch in (0.0, 1.0) for seed in (0, 1)}) == 4
+
+
+def test_one_at_a_time(place: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "out", is_main=True), pytest.raises(StoreError, match="must"):
+        train(config(place, tmp_path / "out"))
+    assert not (tmp_path / "out" / "target.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "must"),
     [
@@ -309,6 +331,7 @@ def test_rows_learn_what_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--canaries", "5"], "--canaries must be 0 or at least"),
         (["--method", "dora"], "--method"),
         (["--data", "gone.jsonl"], "gone.jsonl"),
+        (["--seed", "5000000000"], "--seed"),
     ],
 )
 def test_what_cannot_be(

@@ -7,6 +7,7 @@ OUT/results/NAME.reference.json    judged with the base as reference
 OUT/README.md, OUT/figures/        the tables and figures
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,10 +32,12 @@ class Step(NamedTuple):
     Attributes:
         name: Of its result, without suffix.
         config: The audit.
+        target: The target that it belongs to.
     """
 
     name: str
     config: AuditConfig
+    target: str
 
 
 def steps_of(study: Study, name: str) -> list[Step]:
@@ -46,7 +49,7 @@ def steps_of(study: Study, name: str) -> list[Step]:
     for number, shadow in enumerate(shadows, 1):
         settled = _settled(made, folder / f"shadow-{number}", root / "audits" / shadow)
         with_base = {**settled, "reference": made.model}
-        found.append(Step(f"{shadow}.{WITH}", audit_config(study, name, with_base)))
+        found.append(Step(f"{shadow}.{WITH}", audit_config(study, name, with_base), name))
     settled = _settled(made, folder, root / "audits" / name)
     if shadows:
         settled["shadow"] = [str(root / "audits" / shadow) for shadow in shadows]
@@ -57,7 +60,7 @@ def steps_of(study: Study, name: str) -> list[Step]:
         elif shadows:
             # A shadow that was audited with its base trains attackers who hold it.
             own.pop("shadow")
-        found.append(Step(f"{name}.{kind}", audit_config(study, name, own)))
+        found.append(Step(f"{name}.{kind}", audit_config(study, name, own), name))
     return found
 
 
@@ -109,14 +112,31 @@ def run_study(study: Study, *, display: Callable[[], Display], tell: Tell = lamb
             result = audit(step.config, display=display())
             if is_main:
                 write_text(result_path(study, step.name), result.model_dump_json(indent=1) + "\n")
+                write_text(_made_of(study, step), targets_sha256(study, name))
         if is_main:  # so that a study that is stopped has a page of what is finished
             write_page(study)
     return Path(study.output_path) / "README.md"
 
 
+def targets_sha256(study: Study, name: str) -> str:
+    """Over what a target and its shadows say of themselves, hex: which weights they have."""
+    found = hashlib.sha256()
+    for path in sorted(target_folder(study, name).rglob("target.json")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def _made_of(study: Study, step: Step) -> Path:
+    """Where it stands of which targets a result is."""
+    return result_path(study, step.name).with_suffix(".targets")
+
+
 def is_finished(study: Study, step: Step) -> bool:
-    """Whether the very same audit has left a result."""
+    """Whether the very same audit of the very same target has left a result."""
     try:
+        made_of = _made_of(study, step).read_text(encoding="utf-8")
+        if made_of != targets_sha256(study, step.target):
+            return False
         found = json.loads(result_path(study, step.name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False

@@ -243,6 +243,7 @@ def questions(result: AuditResult, supervision: str = "crossfit") -> list[Leakag
         for c in result.leakage.comparisons
         if c.metric == "auc"
         and c.supervision == supervision
+        and not any(map(is_control, c.versions))
         and c.question != "variants over original"
     ]
 
@@ -271,6 +272,7 @@ def beside_table(results: Sequence[Result]) -> str:
         rows.append(
             (
                 question,
+                "with the base" if which == "reference" else "alone",
                 "yes" if with_reference else "no",
                 supervision,
                 str(len(found)),
@@ -283,6 +285,7 @@ def beside_table(results: Sequence[Result]) -> str:
     return markdown(
         (
             "question",
+            "audit",
             "holds the base",
             "trained by",
             "asked",

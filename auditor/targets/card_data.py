@@ -153,8 +153,12 @@ def _must_keep_to_itself(place: Path, root: Path) -> None:
     Raises:
         ValueError: A file leads elsewhere, or there are too many to look at.
     """
-    files = list(islice((path for path in place.rglob("*") if path.is_file()), MOST_FILES + 1))
-    if len(files) > MOST_FILES:
+    every = list(islice(place.rglob("*"), MOST_FILES + 1))
+    # A linked folder is not looked into here, and would be read by whoever names a file in it.
+    if odd := next((path for path in every if path.is_symlink() and path.is_dir()), None):
+        raise ValueError(f"{odd.name} is a link to a folder")
+    files = [path for path in every if path.is_file()]
+    if len(every) > MOST_FILES:
         raise ValueError(f"more than {MOST_FILES:,} files")
     if odd := next((path for path in files if not is_own_file(path, root)), None):
         raise ValueError(f"{odd.name} is a link to a file elsewhere")

@@ -1,6 +1,6 @@
 """TrainConfig: every option of `train`, once; the flags and the study's recipe read it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -84,7 +84,8 @@ class TrainConfig(OfModel):
         1000, ge=1, description="Records a side at most for the losses after each epoch."
     )
     device: Device = "auto"
-    seed: Seed = 0
+    # What NumPy takes, less the shadows' own.
+    seed: Annotated[Seed, Field(le=2**32 - 32)] = 0
     trust_remote_code: TrustRemoteCode = False
     allow_pickle: AllowPickle = False
 

@@ -16,6 +16,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from safetensors import SafetensorError
+
 from auditor.compress.checkpoint import (
     Checkpoint,
     context_tokens,
@@ -25,10 +27,12 @@ from auditor.compress.checkpoint import (
     tokenizer_sha256,
 )
 from auditor.compress.quiet import quietly
-from auditor.dist import Processes, processes
+from auditor.devices import must_be_whole
+from auditor.dist import Processes, is_launched, processes
 from auditor.environment import installed
 from auditor.errors import ConfigError, ModelError, StoreError
-from auditor.files import write_text
+from auditor.files import cannot_write, write_text
+from auditor.output_folder import LOCK, locked
 from auditor.report.progress import Tell
 from auditor.scoring.encode import Encoded, Encoder, RecordText
 from auditor.scoring.threads import set_threads
@@ -94,6 +98,7 @@ def train(config: TrainConfig, *, tell: Tell = lambda _: None) -> list[Target]:
         StoreError: The folder holds something else.
         ConfigError: A method or a number of processes that is not possible.
     """
+    must_be_whole()
     ranks = processes()
     with ranks.together():
         return _train(config, ranks, tell if ranks.is_main else lambda _: None)
@@ -110,6 +115,12 @@ def _train(config: TrainConfig, ranks: Processes, tell: Tell) -> list[Target]:
     out = Path(config.out)
     set_threads()
     device = device_of(config.device)
+    if device.startswith("cuda") and not device.endswith(":0") and not is_launched():
+        raise ConfigError(
+            "train computes on the first GPU that it sees",
+            seen=f"--device {config.device}",
+            fix=f"CUDA_VISIBLE_DEVICES={device.partition(':')[2]} and --device cuda",
+        )
     checkpoint = open_checkpoint(
         config.model,
         model_args=config.model_args,
@@ -146,11 +157,8 @@ def _train(config: TrainConfig, ranks: Processes, tell: Tell) -> list[Target]:
     found = []
     for number, (folder, split) in enumerate(zip(folders, splits, strict=True)):
         job = _Job(config, checkpoint, encoder, pool, split, device, number)
-        found.append(
-            _make(
-                folder, job, made_with | {"folder": folder.relative_to(out).as_posix()}, ranks, tell
-            )
-        )
+        own = made_with | {"folder": folder.relative_to(out).as_posix()}
+        found.append(_found(folder, own, tell) or _locked(folder, job, own, ranks, tell))
     return found
 
 
@@ -158,9 +166,7 @@ def _made_with(
     config: TrainConfig, checkpoint: Checkpoint, tokenizer: object, pool: Pool
 ) -> dict[str, Any]:
     """All that decides the weights."""
-    given = config.model_dump(
-        mode="json", exclude={"out", "device", "model", "data", "eval_records"}
-    )
+    given = config.model_dump(mode="json", exclude={"out", "device", "model", "data"})
     return {
         **given,
         "base_sha256": checkpoint.sha256,
@@ -181,7 +187,7 @@ def _must_be_free(folder: Path, made_with: dict[str, Any]) -> None:
     """A target's folder is new, empty, or one that the very same command has begun."""
     if folder.is_file():
         raise StoreError(f"{folder} must be a folder", seen="a file", fix="give another --out")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir()):
         return
     begun = _read(folder / BEGUN) or _read(folder / TARGET).get("made_with")
     if begun == made_with:
@@ -216,13 +222,32 @@ class _Job(NamedTuple):
         return self.config.seed + self.number
 
 
+def _found(folder: Path, made_with: dict[str, Any], tell: Tell) -> Target | None:
+    about = _read(folder / TARGET)
+    if about.get("made_with") != made_with:
+        return None
+    tell(f"{folder}: the target is there already")
+    return Target(folder, about, was_there=True)
+
+
+def _locked(
+    folder: Path, job: _Job, made_with: dict[str, Any], ranks: Processes, tell: Tell
+) -> Target:
+    """Make a target that nobody else is making; errors as in `train`."""
+    try:
+        with locked(folder, is_main=ranks.is_main):
+            made = _make(folder, job, made_with, ranks, tell)
+            if ranks.is_main:
+                (folder / LOCK).unlink(missing_ok=True)
+            return made
+    except (OSError, SafetensorError) as error:
+        failed = error if isinstance(error, OSError) else OSError(str(error))
+        raise cannot_write(folder / TARGET, failed) from error
+
+
 def _make(
     folder: Path, job: _Job, made_with: dict[str, Any], ranks: Processes, tell: Tell
 ) -> Target:
-    about = _read(folder / TARGET)
-    if about.get("made_with") == made_with:
-        tell(f"{folder}: the target is there already")
-        return Target(folder, about, was_there=True)
     if ranks.is_main:
         write_text(folder / BEGUN, json.dumps(made_with, indent=1) + "\n")
     ranks.wait()

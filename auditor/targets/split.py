@@ -56,8 +56,14 @@ class Pool:
 
     @property
     def sha256(self) -> str:
-        """Over the ids in order, hex."""
-        return hashlib.sha256("".join(self.ids).encode()).hexdigest()
+        """Over the ids and what is learned of them, in order, hex.
+
+        Ids are of normalised text, which white space and the end of a prompt are no part of.
+        """
+        learned = hashlib.sha256("".join(self.ids).encode())
+        for one in self.encoded:
+            learned.update(np.array([len(one.ids), one.first, *one.ids], dtype=np.int64).tobytes())
+        return learned.hexdigest()
 
 
 class Split(NamedTuple):
@@ -180,6 +186,13 @@ def kept_apart(pool: Pool, split: Split) -> Split:
     (hits,) = passages.search((row, pool.texts[row].words) for row in others)
     found = {hit.file for hit in hits if hit.share >= SHARE}
     left = [row for row in split.validation.tolist() if row not in found]
+    if not left:
+        raise RecordsError(
+            "the third split must hold texts in which no other record stands nearly whole",
+            seen=f"one stands in each of its {len(split.validation):,}, such as a greeting that is "
+            "a record by itself",
+            fix="take such short records out of the data",
+        )
     return split._replace(validation=np.array(left, dtype=np.int64))
 
 

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from auditor.compress.quiet import quiet_transformers, quietly
 from auditor.environment import multiplies_bfloat16
@@ -96,10 +98,12 @@ def packed(rows: Sequence[Row], length: int) -> list[Row]:
     """Rows end to end, cut into rows of `length` tokens; the last may be shorter."""
     ids = [token for row in rows for token in row["input_ids"]]
     labels = [token for row in rows for token in row["labels"]]
-    return [
+    cut = [
         {"input_ids": ids[start : start + length], "labels": labels[start : start + length]}
         for start in range(0, len(ids), length)
     ]
+    # One token, or a part of a prompt: there is nothing to learn in it.
+    return [row for row in cut if any(label != IGNORED for label in row["labels"][1:])]
 
 
 def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -150,7 +154,7 @@ def fit(
             seen="none of its parameters takes a gradient: it is quantized already",
             fix="give the full-precision model, or --method qlora",
         )
-    with quietly():
+    with _as_the_seed_says(schedule.seed), quietly():
         trainer = _trainer(
             model, rows, schedule, folder=folder, sides=sides, device=device, tell=tell
         )
@@ -248,9 +252,28 @@ def _arguments(
         disable_tqdm=True,
         report_to=[],
         remove_unused_columns=False,
-        # Rows of like length together, drawn anew in every epoch: half of a batch is padding else.
-        train_sampling_strategy="group_by_length",
     )
+
+
+class _ByLength(Sampler[int]):
+    """An order that hangs on the seed and the epoch alone.
+
+    The library's own draws from torch's generator of each process, which dropout has used by then:
+    processes would come to different orders, and a run that goes on to another than it had.
+    """
+
+    def __init__(self, lengths: list[int], batch: int, trainer: Trainer) -> None:
+        self._lengths, self._batch, self._trainer = lengths, batch, trainer
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> "Iterator[int]":
+        epoch = round(self._trainer.state.epoch or 0)
+        seed = np.random.SeedSequence([self._trainer.args.seed, epoch]).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(seed))
+        grouped: Any = get_length_grouped_indices
+        yield from grouped(self._lengths, self._batch, generator=generator)
 
 
 class _Trainer(Trainer):
@@ -260,6 +283,12 @@ class _Trainer(Trainer):
         super().__init__(**given)
         self._sides = sides
         self._tell = tell
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> "_ByLength":  # noqa: ANN401
+        """See `Trainer`: rows of like length together, half of a batch is padding else."""
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        size = self.args.per_device_train_batch_size * self.args.world_size
+        return _ByLength([len(row["input_ids"]) for row in rows], size, self)
 
     def training_step(self, *given: Any, **more: Any) -> Tensor:  # noqa: ANN401
         """See `Trainer`; errors as in `fit`."""

@@ -143,6 +143,9 @@ def test_a_data_set_that_leads_elsewhere_is_not_read(tmp_path: Path) -> None:
     (model / "data" / "test.jsonl").unlink()
     (model / "data" / "test.jsonl").symlink_to(tmp_path / "secret" / "test.jsonl")
     assert "a link to a file elsewhere" in refusal(model)
+    (model / "data" / "test.jsonl").unlink()
+    (model / "data" / "more").symlink_to(tmp_path / "secret", target_is_directory=True)
+    assert "a link to a folder" in refusal(model)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ def sentences(found: Sequence[Result]) -> list[str]:
             if signs:
                 n, up, down = len(signs), signs.count("↑"), signs.count("↓")
                 said.append(
-                    f"{title}, {kind.title}: of {n} comparisons with the original, leakage was "
+                    f"{title}, {kind.title}: of {n} comparison{'s' * (n > 1)} with the original, "
+                    "leakage was "
                     f"raised in {up}, lowered in {down}, and in {n - up - down} nothing could be "
                     "told."
                 )
@@ -97,9 +98,9 @@ def sentences(found: Sequence[Result]) -> list[str]:
         signs = [told(c.difference, c.p_adjusted) for c in trained]
         n, up, down = len(signs), signs.count("↑"), signs.count("↓")
         said.append(
-            f"Against the original trained further by the same steps: of {n} versions that were "
-            f"compressed and then trained on the members, {up} gave away more, {down} less, and of "
-            f"{n - up - down} nothing could be told."
+            "Against the original trained further by the same steps: of "
+            f"{n} version{'s' * (n > 1)} that were compressed and then trained on the members, "
+            f"{up} gave away more, {down} less, and of {n - up - down} nothing could be told."
         )
     asked = [
         c

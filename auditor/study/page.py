@@ -14,12 +14,12 @@ from auditor.study.tables import (
     beside_table,
     beyond_training,
     controls_table,
-    is_control,
     is_recovered,
     kinds_table,
     questions,
     recovery_table,
     settings_table,
+    signs_of,
     targets_table,
     told,
     versions,
@@ -74,12 +74,7 @@ def sentences(found: Sequence[Result]) -> list[str]:
     said = []
     for which, title in (("alone", "Without a reference"), ("reference", "With the base")):
         for kind in KINDS:
-            signs = [
-                told(c.difference, c.p_adjusted)
-                for result in found
-                for c in getattr(result, which).comparisons
-                if c.family == "primary" and kind.holds(c.variant)
-            ]
+            signs = signs_of(kind, found, which)
             if signs:
                 n, up, down = len(signs), signs.count("↑"), signs.count("↓")
                 said.append(
@@ -107,7 +102,6 @@ def sentences(found: Sequence[Result]) -> list[str]:
         for result in found
         for c in questions(result.reference)
         if c.question in ("SR over original and reference", "MR over original and reference")
-        and not any(map(is_control, c.versions))
     ]
     for setting in ("SR", "MR"):
         own = [c for c in asked if c.question.startswith(setting)]

@@ -207,18 +207,23 @@ def _change(comparison: Comparison) -> str:
     return f"{sign} {figure(comparison.difference, signed=True)}"
 
 
+def signs_of(kind: Kind, results: Sequence[Result], which: str) -> list[str]:
+    """What is told of each version of a kind, over all targets; `which`: alone or reference."""
+    return [
+        told(c.difference, c.p_adjusted)
+        for result in results
+        for c in getattr(result, which).comparisons
+        if c.family == "primary" and kind.holds(c.variant)
+    ]
+
+
 def kinds_table(results: Sequence[Result]) -> str:
     """Over all targets: how often each kind raised, lowered, or was not told from the original."""
     rows = []
     for kind in KINDS:
         row = [kind.title]
         for which in ("alone", "reference"):
-            signs = [
-                told(c.difference, c.p_adjusted)
-                for result in results
-                for c in getattr(result, which).comparisons
-                if c.family == "primary" and kind.holds(c.variant)
-            ]
+            signs = signs_of(kind, results, which)
             row += [str(signs.count(sign)) for sign in ("↑", "↓", UNTOLD)]
         if any(cell != "0" for cell in row[1:]):
             rows.append(row)

@@ -58,7 +58,6 @@ TARGET = "target.json"
 BEGUN = ".training.json"
 CHECKPOINTS = ".training"
 LIBRARIES = ("compleak-llm", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
-NOTHING: list[RecordText] = []
 
 
 class Target(NamedTuple):

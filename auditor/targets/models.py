@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from auditor.compress.checkpoint import Checkpoint, Placement
+from auditor.compress.checkpoint import Checkpoint, Placement, load_model
 from auditor.compress.quiet import quiet_transformers, quietly
 from auditor.errors import ConfigError, ModelError, first_line
 from auditor.memory import ran_out
@@ -82,36 +82,12 @@ def _unpacked(model: Any) -> list[torch.Tensor]:  # noqa: ANN401
 
 
 def _base(checkpoint: Checkpoint, config: TrainConfig, device: str) -> Any:  # noqa: ANN401
-    from transformers import AutoModelForCausalLM
-
     if config.method == "qlora":
         return _in_four_bits(checkpoint, device)
-    loader: Any = AutoModelForCausalLM
-    try:
-        with quietly(), quiet_transformers():
-            # Weights that are trained are held in float32: a step is smaller than what 16 bits see.
-            model, info = loader.from_pretrained(
-                checkpoint.path,
-                dtype=torch.float32,
-                local_files_only=True,
-                weights_only=True,
-                output_loading_info=True,
-                **checkpoint.load_args,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(
-            f"{checkpoint.name} must hold weights that fit its config.json",
-            seen=first_line(error),
-            fix="give the folder that save_pretrained wrote",
-        ) from error
-    names = {name for name, _ in model.named_parameters()}
-    if missing := sorted(names & set(info["missing_keys"])):
-        raise ModelError(
-            f"{checkpoint.name} must hold weights that fit its config.json",
-            seen=f"{len(missing)} tensors are missing, such as {missing[0]}",
-            fix="save the model with its output head, as AutoModelForCausalLM does",
-        )
-    return model
+    with quietly():
+        # Weights that are trained are held in float32: a step is smaller than what 16 bits see.
+        model: Any = load_model(checkpoint, Placement("cpu", torch.float32))
+    return model.requires_grad_(requires_grad=True)
 
 
 def _in_four_bits(checkpoint: Checkpoint, device: str) -> Any:  # noqa: ANN401
